@@ -1,0 +1,300 @@
+"""Atari games as an SB3 VecEnv, over ale-py's C++ vector environment (threads, no subprocesses).
+
+Where this differs from SB3's own wrappers (AtariWrapper, VecFrameStack, Monitor), by design:
+
+- Frames become grey before the maximum over two frames is taken, after it in SB3: pixels can differ a
+  little.
+- No-ops at a game's start: FIRE, then up to 28 no-ops (0 to 29 without FIRE); SB3: 1 to 30, then FIRE.
+- After a lost life in a game that has FIRE, SB3 steps that environment alone (no-op, FIRE, action 2)
+  inside `reset`. Environments cannot be stepped alone here, so the next two actions of that environment
+  are replaced by FIRE and action 2; `info["replaced_action"]` says so. Rewards in them count.
+- After a lost life the observation that ended the episode also begins the next one, and the stack of
+  four frames goes on; SB3 takes one no-op step and empties the stack.
+- Lengths in `info["episode"]` count steps, SB3's Monitor counts frames.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
+
+from coordrl.errors import RequestError
+from coordrl.suites import MAX_GAME_FRAMES, find_game, find_protocol, games
+
+_MAX_SEED = 2**31 - 1  # the emulator takes a C int and reads negative seeds as "none"
+_FIRE_SEQUENCE = (1, 2)  # SB3's FireResetEnv: FIRE, then the action after it
+_Indices = None | int | Iterable[int]
+
+
+@final
+class AtariVecEnv(VecEnv):
+    """`n_envs` copies of one game, stepped together.
+
+    Observations (n_envs, 4, 84, 84) uint8, four grey frames, the newest last; rewards (n_envs,) float32.
+    When a *game* ends, `info["episode"]` holds its raw return "r", its length in steps "l" and the time
+    since construction in seconds "t", as Monitor writes it, and `env_is_wrapped(Monitor)` is true.
+
+    With a seed, everything the environment does is a function of the seed and the actions.
+
+    Args:
+        game: in any usual spelling.
+        n_envs: at least 1.
+        protocol: the rules, a name of coordrl.suites.PROTOCOLS.
+        seed: environment i gets seed + i, as in SB3; 0 to 2**31 - 1 - n_envs. None draws one.
+        num_threads: emulator threads; by default one a core that this process may use.
+        training: end episodes at lost lives and clip rewards, where the protocol says so. False plays
+            whole games with raw rewards.
+
+    Raises:
+        RequestError: the game, the protocol or a number is wrong.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        n_envs: int,
+        *,
+        protocol: str = "zoo-v4",
+        seed: int | None = None,
+        num_threads: int | None = None,
+        training: bool = True,
+    ) -> None:
+        self.game = find_game(game)
+        self.protocol = find_protocol(protocol)
+        self.training = training
+        if n_envs < 1:
+            raise RequestError(f"n_envs is {n_envs}; it is at least 1")
+        if num_threads is not None and num_threads < 1:
+            raise RequestError(f"num_threads is {num_threads}; it is at least 1, or None for one a core")
+        self._waiting = False
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on stderr
+        emulators = make_emulators(
+            self.game, n_envs, protocol=protocol, num_threads=num_threads or min(n_envs, available_cores())
+        )
+        # Freed at interpreter exit at the latest: C++ threads that outlive it make nanobind complain at length.
+        self._owned = [emulators]
+        self._free = weakref.finalize(self, self._owned.clear)
+        self.action_meanings: tuple[str, ...] = tuple(action.name for action in emulators.ale.get_action_set())
+        self._fires = self.protocol.fire and self.action_meanings[1:2] == ("FIRE",) and len(self.action_meanings) > 2
+        self._fire_stage = np.full(n_envs, len(_FIRE_SEQUENCE))  # how much of the sequence has been sent
+        self._lives = np.zeros(n_envs, dtype=np.int32)
+        self._returns = np.zeros(n_envs, dtype=np.float64)
+        self._lengths = np.zeros(n_envs, dtype=np.int64)
+        self._replaced = np.zeros(n_envs, dtype=np.int64)
+        self._started = time.monotonic()
+        super().__init__(
+            n_envs,
+            spaces.Box(0, 255, (4, 84, 84), np.uint8),
+            spaces.Discrete(len(self.action_meanings)),
+        )
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next `reset`: environment i gets seed + i. Returns those seeds.
+
+        Raises:
+            RequestError: the seed is outside the emulator's range.
+        """
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) % (_MAX_SEED - self.num_envs)
+        if not 0 <= seed <= _MAX_SEED - self.num_envs:
+            raise RequestError(f"seed is {seed}; it is from 0 to 2**31 - 1 - n_envs")
+        self._seeds = [int(seed) + index for index in range(self.num_envs)]
+        return self._seeds
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
+        if self._waiting:  # finish the step under way: the C++ queue would mix its results with the reset's
+            self._ale.recv()
+            self._waiting = False
+        seeds = None if self._seeds[0] is None else np.array(self._seeds, dtype=np.int32)
+        observations: NDArray[np.uint8]
+        observations, info = self._ale.reset(seed=seeds)
+        self._reset_seeds()
+        self._reset_options()
+        self._lives = info["lives"].copy()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._fire_stage[:] = len(_FIRE_SEQUENCE)
+        self.reset_infos = [{"lives": int(lives)} for lives in self._lives]
+        return observations
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Send one action to each environment.
+
+        Raises:
+            RequestError: wrong shape, or an action that the game does not have.
+        """
+        chosen = np.asarray(actions)
+        if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
+            raise RequestError(
+                f"actions have shape {chosen.shape} and dtype {chosen.dtype}; they are integers of shape ({self.num_envs},)"
+            )
+        # ale-py hangs for ever on an action outside the set, so the check comes before the sending.
+        if chosen.min() < 0 or chosen.max() >= len(self.action_meanings):
+            raise RequestError(f"actions are {chosen.tolist()}; {self.game} has 0 to {len(self.action_meanings) - 1}")
+        sent = chosen.astype(np.int64)
+        self._replaced[:] = 0
+        if self._fires:
+            for stage, action in enumerate(_FIRE_SEQUENCE):
+                self._replaced[self._fire_stage == stage] = action
+            self._fire_stage += self._fire_stage < len(_FIRE_SEQUENCE)
+            sent = np.where(self._replaced > 0, self._replaced, sent)
+        self._ale.send(sent)
+        self._waiting = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Return observations, rewards, dones and infos of the step under way, in SB3's form."""
+        if not self._waiting:
+            raise RequestError("step_wait was called without step_async before it")
+        observations, scores, terminated, truncated, info = self._ale.recv()
+        self._waiting = False
+        lives = info["lives"]  # after a game's end: already those of the next game
+        game_over = terminated | truncated
+        # As SB3: a count of 0 lives without a game over happens for a few frames in Qbert.
+        life_lost = ~game_over & (lives > 0) & (lives < self._lives)
+        self._lives = lives
+        self._returns += scores
+        self._lengths += 1
+        self._fire_stage[life_lost] = 0
+        self._fire_stage[game_over] = len(_FIRE_SEQUENCE)  # the emulator presses FIRE at a game's start
+
+        ends_episode = game_over | life_lost if self.training and self.protocol.life_loss_ends_episode else game_over
+        clips = self.training and self.protocol.clip_rewards
+        rewards = np.sign(scores).astype(np.float32) if clips else scores.astype(np.float32)
+        infos: list[dict[str, Any]] = [{"lives": count, "TimeLimit.truncated": False} for count in lives.tolist()]
+        for index in np.flatnonzero(self._replaced):
+            infos[index]["replaced_action"] = int(self._replaced[index])
+        for index in np.flatnonzero(ends_episode):
+            # The row of final_obs is uninitialised memory unless the *game* ended.
+            final = info["final_obs"][index] if game_over[index] else observations[index].copy()
+            infos[index]["terminal_observation"] = final
+        for index in np.flatnonzero(game_over):
+            infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+            infos[index]["episode"] = self._finish_game(index)
+        return observations, rewards, ends_episode, infos
+
+    def _finish_game(self, index: np.intp) -> dict[str, float]:
+        """Return what Monitor would report of the game that just ended, and count from zero again."""
+        episode = {
+            "r": float(self._returns[index]),
+            "l": int(self._lengths[index]),
+            "t": round(time.monotonic() - self._started, 6),
+        }
+        self._returns[index] = 0.0
+        self._lengths[index] = 0
+        return episode
+
+    def close(self) -> None:
+        """Stop the emulator's threads; a second call does nothing."""
+        if self._waiting:
+            self._ale.recv()
+            self._waiting = False
+        self._free()
+
+    def get_attr(self, attr_name: str, indices: _Indices = None) -> list[Any]:
+        """Return an attribute that every environment of a game has, once for each.
+
+        Raises:
+            AttributeError: single environments do not exist as Python objects, so others cannot be read.
+        """
+        chosen = list(self._get_indices(indices))
+        if attr_name == "lives":
+            return [int(self._lives[index]) for index in chosen]
+        known = {"render_mode": None, "spec": None, "game": self.game, "training": self.training}
+        if attr_name in ("observation_space", "action_space", "protocol", "action_meanings"):
+            known[attr_name] = getattr(self, attr_name)
+        if attr_name not in known:
+            raise AttributeError(
+                f"AtariVecEnv has no attribute {attr_name!r} of single environments; they are C++ objects. It has lives,"
+                " game, protocol, training, action_meanings, observation_space, action_space, render_mode and spec"
+            )
+        return [known[attr_name] for _ in chosen]
+
+    def set_attr(self, attr_name: str, value: Any, indices: _Indices = None) -> None:
+        """Refuse: single environments are C++ objects.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            f"{attr_name!r} cannot be set: the environments of AtariVecEnv are C++ objects. Construct another AtariVecEnv"
+        )
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: _Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call `get_action_meanings`, the one method that single environments have here.
+
+        Raises:
+            AttributeError: any other method.
+        """
+        if method_name == "get_action_meanings":
+            return [list(self.action_meanings) for _ in self._get_indices(indices)]
+        raise AttributeError(
+            f"{method_name!r} cannot be called: the environments of AtariVecEnv are C++ objects, which have"
+            " get_action_meanings alone"
+        )
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: _Indices = None
+    ) -> list[bool]:
+        """Say whether environments behave as if wrapped in `wrapper_class`: only Monitor, which reports whole games."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Refuse: the vector emulator renders nothing.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("AtariVecEnv renders nothing; make a video of a trained agent with: coordrl play RUN")
+
+    @property
+    def _ale(self) -> AtariVectorEnv:
+        if not self._owned:
+            raise RequestError("this AtariVecEnv is closed; construct another one")
+        return self._owned[0]
+
+
+def make_emulators(game: str, n_envs: int, *, protocol: str, num_threads: int, **options: Any) -> AtariVectorEnv:
+    """Make ale-py's vector environment under the rules of a protocol; `options` are its own.
+
+    Raw rewards and whole games: clipping and lost lives are the adapter's. (ale-py's `episodic_life`
+    would start a whole new game at each lost life.)
+    """
+    rules = find_protocol(protocol)
+    return AtariVectorEnv(
+        games()[game],
+        n_envs,
+        num_threads=num_threads,
+        autoreset_mode="SameStep",  # SB3's convention: the row of a finished game is the next one's first
+        max_num_frames_per_episode=MAX_GAME_FRAMES,
+        repeat_action_probability=rules.sticky_actions,
+        full_action_space=rules.full_action_space,
+        noop_max=rules.noop_max,
+        use_fire_reset=rules.fire,
+        reward_clipping=False,
+        episodic_life=False,
+        life_loss_info=False,
+        **options,
+    )
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,123 @@
+"""Games, suites of games, and protocols: the facts that a request names. Standard library only.
+
+A misspelt game must be answered in well under a second, so nothing here imports torch, numpy or the
+emulator: the list of games is read from the names of the ROM files that ale-py ships.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from coordrl.errors import RequestError, suggest
+
+FRAMES_PER_STEP = 4  # one decision of the agent lasts four emulator frames in every protocol
+MAX_GAME_FRAMES = 108_000  # 30 minutes at 60 Hz: the field's cap on one game
+
+# ROMs that ale-py ships but that have no single-player mode (ale_py.registration).
+_TWO_PLAYERS = frozenset({"combat", "joust", "maze_craze", "warlords"})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of the environment and of the evaluation; results of two protocols are never mixed."""
+
+    name: str
+    summary: str
+    sticky_actions: float  # probability that the emulator repeats the last action, drawn each frame
+    full_action_space: bool  # all 18 actions instead of the game's minimal set
+    noop_max: int  # a game starts after 0 to noop_max - 1 frames of no-ops; 0 means none
+    fire: bool  # press FIRE where the game waits for it: at its start and after each lost life
+    life_loss_ends_episode: bool  # in training only; the game goes on
+    clip_rewards: bool  # in training only; to their sign
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="zoo-v4",
+            summary="as rl-baselines3-zoo: no sticky actions, minimal actions, no-op starts, FIRE, a lost life ends the episode",
+            sticky_actions=0.0,
+            full_action_space=False,
+            noop_max=30,
+            fire=True,
+            life_loss_ends_episode=True,
+            clip_rewards=True,
+        ),
+        Protocol(
+            name="machado-v5",
+            summary="as Machado et al. 2018: sticky actions 0.25, all 18 actions, no life-loss signal, no no-ops",
+            sticky_actions=0.25,
+            full_action_space=True,
+            noop_max=0,
+            fire=False,
+            life_loss_ends_episode=False,
+            clip_rewards=True,
+        ),
+    )
+}
+
+# Chosen before any run: Ms. Pac-Man is the one game that the paper's text names; all nine have
+# published A2C and DQN scores under zoo-v4. The paper's other eight games are not known.
+SUITES: dict[str, tuple[str, ...]] = {
+    "atari9": (
+        "Asteroids",
+        "BeamRider",
+        "Breakout",
+        "MsPacman",
+        "Pong",
+        "Qbert",
+        "RoadRunner",
+        "Seaquest",
+        "SpaceInvaders",
+    ),
+}
+
+
+@cache
+def games() -> dict[str, str]:
+    """Map each game's name ("MsPacman") to its ROM ("ms_pacman"), in alphabetical order."""
+    spec = find_spec("ale_py")
+    if spec is None or not spec.submodule_search_locations:
+        raise RequestError(
+            "ale-py is not installed, so there are no games; install it with: pip install 'ale-py>=0.12.1'"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "roms"
+    roms = sorted(path.stem for path in folder.glob("*.bin"))
+    return {rom.title().replace("_", ""): rom for rom in roms if rom not in _TWO_PLAYERS}
+
+
+def find_game(name: str) -> str:
+    """Return the game's own name for any usual spelling of it.
+
+    "MsPacman", "ms_pacman", "Ms. Pac-Man", "ALE/MsPacman-v5" and "MsPacmanNoFrameskip-v4" are all MsPacman.
+
+    Raises:
+        RequestError: no game is called so; up to three suggestions.
+    """
+    plain = {_plain(game): game for game in games()}
+    wanted = _plain(re.sub(r"(NoFrameskip)?-v\d+$", "", name.strip().removeprefix("ALE/")))
+    if wanted in plain:
+        return plain[wanted]
+    hint = suggest(wanted, plain.values(), key=plain) or "; see them all with: coordrl train --list"
+    raise RequestError(f'there is no game "{name}"{hint}')
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol called `name`.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise RequestError(f'there is no protocol "{name}"; there are {", ".join(PROTOCOLS)}{suggest(name, PROTOCOLS)}')
+    return PROTOCOLS[name]
+
+
+def _plain(name: str) -> str:
+    """Reduce a name to its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
