@@ -59,7 +59,14 @@ def coordinate_grid(
 
     Half precision cannot hold a sum of many small steps: the grid is made in float32 (float64 for
     float64) and rounded once.
+
+    Raises:
+        RequestError: the dtype is an integer one, which cannot hold them.
     """
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise RequestError(
+            f"coordinates run from -1 to 1, which {dtype} cannot hold; convert the images to float first"
+        )
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     row = _axis(height, device, exact).view(1, 1, height, 1).expand(1, 1, height, width)
     column = _axis(width, device, exact).view(1, 1, 1, width).expand(1, 1, height, width)
@@ -91,7 +98,7 @@ class AddCoords(nn.Module):
         """Append the channels; a single image (channels, height, width) is taken too."""
         height, width = images.shape[-2:]
         grid = coordinate_grid(height, width, with_radius=self.with_radius, device=images.device, dtype=images.dtype)
-        return torch.cat([images, grid.expand(*images.shape[:-3], -1, -1, -1)[0 if images.dim() == 3 else ...]], dim=-3)
+        return torch.cat([images, grid[0] if images.dim() == 3 else grid.expand(images.shape[0], -1, -1, -1)], dim=-3)
 
     def extra_repr(self) -> str:
         """Show the one option."""
@@ -241,7 +248,7 @@ class CoordConv2d(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images (batch, in_channels, height, width), or one image without the batch side."""
-        plane = self.coordinates(self._grid_for(images))  # (1, out_channels, height', width')
+        plane: Tensor = self.coordinates(self._grid_for(images))  # (1, out_channels, height', width')
         convolved: Tensor = self.image(images)
         return convolved + (plane[0] if images.dim() == 3 else plane)
 
@@ -320,7 +327,7 @@ class CoordConvTranspose2d(nn.Module):
         weight = self.coordinates.weight
         grid = coordinate_grid(height, width, with_radius=self.with_radius, device=images.device, dtype=weight.dtype)
         size = None if output_size is None else list(output_size)[-2:]
-        plane = self.coordinates(grid, size)  # (1, out_channels, height', width')
+        plane: Tensor = self.coordinates(grid, size)  # (1, out_channels, height', width')
         convolved: Tensor = self.image(images, size)
         return convolved + (plane[0] if images.dim() == 3 else plane)
 

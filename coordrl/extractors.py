@@ -10,22 +10,27 @@ times faster so, and the function is the same up to rounding.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
 from coordrl.coordconv import CoordConv2d, Grid, coordinate_grid
-from coordrl.errors import RequestError, suggest
+from coordrl.errors import RequestError
+from coordrl.suites import check_extractor
 
 Where = Literal["none", "first", "all"]
 Channels = Literal["coordinates", "shuffled", "constant"]
 
 _NATURE_SMALLEST = 36  # pixels: three unpadded convolutions, 8x8 stride 4, 4x4 stride 2, 3x3 stride 1
+_MOST_COLOURS = 4  # red, green, blue, alpha: a last side no longer than this, and the smallest, holds channels
 _SHUFFLE_SEED = 1807_03247  # fixed for ever: the paper's number on arXiv
 
 
@@ -43,7 +48,7 @@ def shuffled_grid(
     have neighbouring addresses. All channels are permuted alike.
     """
     grid = coordinate_grid(height, width, with_radius=with_radius, device=device, dtype=dtype)
-    order = _shuffle(height * width).to(grid.device)
+    order = torch.as_tensor(_shuffle(height * width), device=grid.device)
     return grid.flatten(2)[:, :, order].view_as(grid)
 
 
@@ -60,9 +65,12 @@ def constant_grid(
 
 
 @cache
-def _shuffle(size: int) -> Tensor:
-    """Return the fixed permutation of `size` pixels; the same on every machine (Mersenne twister)."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+def _shuffle(size: int) -> NDArray[np.int64]:
+    """Return the fixed permutation of `size` pixels; the same on every machine (NumPy's frozen Mersenne twister).
+
+    An array, because a kept tensor would be a fake one if torch.export or a `torch.device` context made it.
+    """
+    return np.random.RandomState(_SHUFFLE_SEED).permutation(size)
 
 
 _GRIDS: dict[str, Grid] = {"coordinates": coordinate_grid, "shuffled": shuffled_grid, "constant": constant_grid}
@@ -157,48 +165,26 @@ class PoolCNN(BaseFeaturesExtractor):
 class Extractor:
     """A named network before the heads: an SB3 class and its arguments."""
 
-    summary: str
     twin: str  # the name of its control, the same network without coordinates
     features_extractor_class: type[BaseFeaturesExtractor]
-    features_extractor_kwargs: dict[str, Any] = field(default_factory=dict)
+    features_extractor_kwargs: Mapping[str, Any]
+
+
+def _nature(**options: Any) -> Extractor:
+    """Describe a member of the NatureCNN family."""
+    return Extractor("nature", CoordNatureCNN, options)
 
 
 EXTRACTORS: dict[str, Extractor] = {
-    "nature": Extractor("SB3's NatureCNN, the control", "nature", CoordNatureCNN),
-    "coord": Extractor(
-        "CoordConv in the first layer (row, column)", "nature", CoordNatureCNN, {"coordinates": "first"}
-    ),
-    "coord-r": Extractor(
-        "the same with the radius", "nature", CoordNatureCNN, {"coordinates": "first", "with_radius": True}
-    ),
-    "coord-all": Extractor("CoordConv in all three convolutions", "nature", CoordNatureCNN, {"coordinates": "all"}),
-    "shuffled": Extractor(
-        "control: as coord, but the coordinates' pixels are permuted (addresses without geometry)",
-        "nature",
-        CoordNatureCNN,
-        {"coordinates": "first", "channels": "shuffled"},
-    ),
-    "constant": Extractor(
-        "control: as coord, but every extra channel is 0.5 (parameters without position)",
-        "nature",
-        CoordNatureCNN,
-        {"coordinates": "first", "channels": "constant"},
-    ),
-    "pool": Extractor("stride 1, circular padding, global mean: blind to position", "pool", PoolCNN),
-    "coord-pool": Extractor("pool with CoordConv in the first layer", "pool", PoolCNN, {"coordinates": "first"}),
+    "nature": _nature(),
+    "coord": _nature(coordinates="first"),
+    "coord-r": _nature(coordinates="first", with_radius=True),
+    "coord-all": _nature(coordinates="all"),
+    "shuffled": _nature(coordinates="first", channels="shuffled"),
+    "constant": _nature(coordinates="first", channels="constant"),
+    "pool": Extractor("pool", PoolCNN, {}),
+    "coord-pool": Extractor("pool", PoolCNN, {"coordinates": "first"}),
 }
-
-
-def find_extractor(name: str) -> Extractor:
-    """Return the extractor called `name`.
-
-    Raises:
-        RequestError: there is none; up to three suggestions.
-    """
-    if name not in EXTRACTORS:
-        hint = suggest(name, EXTRACTORS) or f"; there are {', '.join(EXTRACTORS)}"
-        raise RequestError(f'there is no extractor "{name}"{hint}')
-    return EXTRACTORS[name]
 
 
 def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
@@ -215,7 +201,8 @@ def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
     Raises:
         RequestError: the extractor, or an option of it, does not exist.
     """
-    found = find_extractor(extractor)
+    check_extractor(extractor)
+    found = EXTRACTORS[extractor]
     known = list(inspect.signature(found.features_extractor_class.__init__).parameters)[2:]
     free = [name for name in known if name in ("features_dim", "normalized_image")]
     for name in options:
@@ -231,14 +218,6 @@ def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
     return kwargs
 
 
-def first_layer(extractor: nn.Module) -> CoordConv2d | None:
-    """Return the extractor's first convolution if it sees coordinates, else None."""
-    for layer in extractor.modules():
-        if isinstance(layer, CoordConv2d):
-            return layer
-    return None
-
-
 def _check_images(space: spaces.Space[Any], normalized_image: bool, *, smallest: int) -> spaces.Box:
     """Return the space if it holds channel-first images that the network can take, else say why not."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
@@ -247,7 +226,7 @@ def _check_images(space: spaces.Space[Any], normalized_image: bool, *, smallest:
             " For vectors use MlpPolicy without it"
         )
     channels, height, width = space.shape
-    if width < min(channels, height) and width < smallest:
+    if width < min(channels, height) and (width < smallest or width <= _MOST_COLOURS):
         raise RequestError(
             f"the observation space is {space}: its last side is the smallest, so it looks channels-last; this extractor"
             " takes (channels, height, width). SB3 transposes by itself when the environment goes through the"

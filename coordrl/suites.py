@@ -77,6 +77,18 @@ SUITES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The networks before the heads; coordrl.extractors builds them.
+EXTRACTOR_SUMMARIES: dict[str, str] = {
+    "nature": "SB3's NatureCNN, the control",
+    "coord": "CoordConv in the first layer (row, column)",
+    "coord-r": "the same with the radius",
+    "coord-all": "CoordConv in all three convolutions",
+    "shuffled": "control: as coord, the coordinates' pixels permuted (addresses without geometry)",
+    "constant": "control: as coord, every extra channel is 0.5 (parameters without position)",
+    "pool": "control: stride 1, circular padding, global mean; blind to position",
+    "coord-pool": "pool with CoordConv in the first layer",
+}
+
 
 @cache
 def games() -> dict[str, str]:
@@ -116,6 +128,17 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise RequestError(f'there is no protocol "{name}"; there are {", ".join(PROTOCOLS)}{suggest(name, PROTOCOLS)}')
     return PROTOCOLS[name]
+
+
+def check_extractor(name: str) -> None:
+    """Check that there is an extractor called `name`.
+
+    Raises:
+        RequestError: there is none; up to three suggestions.
+    """
+    if name not in EXTRACTOR_SUMMARIES:
+        hint = suggest(name, EXTRACTOR_SUMMARIES) or f"; there are {', '.join(EXTRACTOR_SUMMARIES)}"
+        raise RequestError(f'there is no extractor "{name}"{hint}')
 
 
 def _plain(name: str) -> str:

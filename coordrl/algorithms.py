@@ -1,0 +1,220 @@
+"""From a recipe to a model: build it, take its state apart, put it together again, load it from a run."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from coordrl.atari import AtariVecEnv
+from coordrl.checkpoint import Checkpoint, read_newest
+from coordrl.errors import RequestError
+from coordrl.extractors import EXTRACTORS, policy_kwargs
+from coordrl.recipes import Value
+from coordrl.results import WINDOW, RunFolder, Spec
+
+Build = Callable[[Mapping[str, Value], dict[str, Any]], tuple[type[BaseAlgorithm], dict[str, Any]]]
+
+
+def _a2c(settings: Mapping[str, Value], kwargs: dict[str, Any]) -> tuple[type[BaseAlgorithm], dict[str, Any]]:
+    """Translate the settings of recipe a2c into SB3's A2C and its arguments."""
+    optimizer = {"alpha": settings["rmsprop_alpha"], "eps": settings["rmsprop_eps"]}
+    names = ("learning_rate", "n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
+    return A2C, {
+        **{name: settings[name] for name in names},
+        "policy_kwargs": {**kwargs, "optimizer_class": RMSpropTFLike, "optimizer_kwargs": optimizer},
+    }
+
+
+def _dqn(settings: Mapping[str, Value], kwargs: dict[str, Any]) -> tuple[type[BaseAlgorithm], dict[str, Any]]:
+    """Translate the settings of recipe dqn into SB3's DQN and its arguments."""
+    ours = ("n_envs", "evaluation_epsilon")
+    return DQN, {**{name: value for name, value in settings.items() if name not in ours}, "policy_kwargs": kwargs}
+
+
+ALGORITHMS: dict[str, Build] = {"a2c": _a2c, "dqn": _dqn}
+
+
+def environment_seed(seed: int, purpose: str, step: int = 0) -> int:
+    """Derive the seed of a vector of environments from a run's seed, what it is for, and the step it begins at.
+
+    Environment i of it gets this plus i, as everywhere in SB3. Were that the run's seed itself, the
+    environments of run 0 and run 1 would be almost the same ones.
+    """
+    words = np.random.SeedSequence([seed, step, *purpose.encode()]).generate_state(1)
+    return int(words[0]) % 2**30
+
+
+def build_model(spec: Spec, env: VecEnv, *, device: str = "auto") -> BaseAlgorithm:
+    """Build the model of a run.
+
+    The weights that the arms of one seed share (image convolutions, linear layer, heads) are bit-equal:
+    they are copied from a twin without coordinates that is built with the same seed. Afterwards every
+    generator is seeded again, so that the number of weights drawn changes nothing either.
+
+    Raises:
+        RequestError: there is no such device.
+    """
+    device = _check_device(device)
+    model = _construct(spec, spec.extractor, env, device)
+    twin = EXTRACTORS[spec.extractor].twin
+    if twin != spec.extractor:
+        # The twin lives for its weights alone: no room for its replay memory.
+        small = {name: 1 if name == "buffer_size" else value for name, value in spec.settings.items()}
+        copy_shared_weights(_construct(spec, twin, env, device, small), model)
+    model.set_random_seed(spec.seed)
+    return model
+
+
+def _construct(
+    spec: Spec, extractor: str, env: VecEnv, device: str, settings: Mapping[str, Value] | None = None
+) -> BaseAlgorithm:
+    """Call SB3's constructor for an extractor."""
+    kwargs = policy_kwargs(extractor)
+    algorithm, arguments = ALGORITHMS[spec.algorithm](settings or spec.settings, kwargs)
+    constructor: Any = algorithm  # BaseAlgorithm's own signature knows none of these arguments
+    model: BaseAlgorithm = constructor("CnnPolicy", env, seed=spec.seed, device=device, **arguments)
+    return model
+
+
+def copy_shared_weights(twin: BaseAlgorithm, model: BaseAlgorithm) -> None:
+    """Copy every weight that `twin` has too; a CoordConv layer's image half is the twin's convolution."""
+    source = dict(twin.policy.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.policy.named_parameters():
+            shared = source.get(name.replace(".image.", "."))
+            if shared is not None:
+                parameter.copy_(shared)
+
+
+def _check_device(device: str) -> str:
+    """Return the device if torch has it."""
+    try:
+        if device != "auto":
+            torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f'device "{device}" cannot be used here: {reason}. Use auto or cpu') from error
+    return device
+
+
+def snapshot(model: BaseAlgorithm, more: Mapping[str, Any]) -> Checkpoint:
+    """Take a model's state apart: weights, optimiser, random generators, counters. Changes nothing.
+
+    The replay memory of DQN is not part of it.
+
+    Args:
+        model: the model.
+        more: JSON state of the caller's, kept under its own names.
+    """
+    optimizer = model.policy.optimizer.state_dict()
+    moments: dict[str, Tensor] = {}
+    scalars: dict[str, float] = {}
+    for index, entries in optimizer["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                moments[f"{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    version, words, gauss = random.getstate()
+    state = {
+        "counters": {name: getattr(model, name) for name in _counters(model)},
+        "games": [[episode["r"], episode["l"]] for episode in model.ep_info_buffer or ()],
+        "optimizer_scalars": scalars,
+        "optimizer_groups": [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer["param_groups"]
+        ],
+        "python_rng": [version, list(words), gauss],
+        "numpy_rng": {key: numpy_state[key] for key in ("has_gauss", "gauss")} | {"pos": numpy_state["state"]["pos"]},
+        "action_rng": model.action_space.np_random.bit_generator.state,
+        **more,
+    }
+    arrays = {"torch_rng": torch.get_rng_state().numpy().copy(), "numpy_rng": numpy_state["state"]["key"].copy()}
+    tensors: dict[str, Mapping[str, Tensor]] = {"policy": dict(model.policy.named_parameters()), "optimizer": moments}
+    return Checkpoint(model.num_timesteps, tensors, arrays, state)
+
+
+def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's state into a model that was built from the same spec."""
+    restore_weights(model, checkpoint)
+    state = checkpoint.state
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model.ep_info_buffer = deque(({"r": r, "l": length, "t": 0.0} for r, length in state["games"]), maxlen=WINDOW)
+    model.ep_success_buffer = deque(maxlen=WINDOW)
+    optimizer = model.policy.optimizer
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in [*checkpoint.tensors["optimizer"].items(), *state["optimizer_scalars"].items()]:
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, state["optimizer_groups"], strict=True):
+        group.update(saved)
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    version, words, gauss = state["python_rng"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_rng = {"key": checkpoint.arrays["numpy_rng"], "pos": state["numpy_rng"]["pos"]}
+    gaussian = {key: state["numpy_rng"][key] for key in ("has_gauss", "gauss")}
+    np.random.set_state({"bit_generator": "MT19937", "state": numpy_rng, **gaussian})
+    model.action_space.np_random.bit_generator.state = state["action_rng"]
+    torch.set_rng_state(torch.from_numpy(checkpoint.arrays["torch_rng"]))
+
+
+def restore_weights(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a model, and what acting needs beside them.
+
+    Raises:
+        RequestError: the checkpoint is of another network.
+    """
+    saved = checkpoint.tensors.get("policy", {})
+    parameters = dict(model.policy.named_parameters())
+    if {name: p.shape for name, p in parameters.items()} != {name: t.shape for name, t in saved.items()}:
+        raise RequestError(f"the checkpoint of step {checkpoint.step:,} is of another network than the run's run.json")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+    if isinstance(model, DQN):
+        model.exploration_rate = checkpoint.state["counters"]["exploration_rate"]
+
+
+def _counters(model: BaseAlgorithm) -> list[str]:
+    """Name the attributes by which SB3 counts."""
+    names = ["num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining"]
+    return [*names, "_n_calls", "exploration_rate"] if isinstance(model, DQN) else names
+
+
+def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
+    """Return the trained model of a run's folder: an SB3 model, from its newest checkpoint, without pickle.
+
+    Its environment, `model.get_env()`, is one game under the run's protocol for evaluation (whole games,
+    raw rewards). A DQN comes without its replay memory.
+
+    Raises:
+        RequestError: the folder is no run, or the run has no checkpoint yet.
+        ResumableError: no checkpoint of it verifies.
+    """
+    folder = RunFolder(Path(run))
+    spec = folder.read_spec()
+    checkpoint = read_newest(folder.checkpoints)
+    if checkpoint is None:
+        raise RequestError(f"{folder.path} has no checkpoint yet; train it first: coordrl train --game {spec.game}")
+    seed = environment_seed(spec.seed, "load")
+    env = AtariVecEnv(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
+    settings = {**spec.settings, **({"buffer_size": 1} if "buffer_size" in spec.settings else {})}
+    model = _construct(spec, spec.extractor, env, _check_device(device), settings)
+    restore_weights(model, checkpoint)
+    model.num_timesteps = checkpoint.step
+    env.seed(seed)  # SB3's constructor has just seeded it with the run's own
+    return model

@@ -1,0 +1,197 @@
+"""What the commands say while they work: a live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Annotated, Self, TypeVar, final
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from coordrl.errors import CoordrlError, RequestError
+
+PLAIN_SECONDS = 10.0  # between two plain lines
+LIVE_SECONDS = 0.25  # between two drawings of the live line
+
+_Arguments = TypeVar("_Arguments")
+
+
+@final
+class ProgressLine:
+    """Shows how far a long piece of work is, with the time left, on stderr.
+
+    Args:
+        label: what is being done.
+        total: of the units that `update` counts.
+        start: where a resumed work begins; the time left is measured from there.
+        quiet_seconds: how long to wait before the first plain line.
+    """
+
+    def __init__(self, label: str, total: int, *, start: int = 0, quiet_seconds: float = PLAIN_SECONDS) -> None:
+        self._label, self._total, self._start = label, total, start
+        self._began = time.monotonic()
+        console = Console(stderr=True)
+        self._live = console.is_terminal
+        self._next = self._began + (0.0 if self._live else quiet_seconds)
+        columns = (
+            TextColumn(label),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.1f} %  {task.fields[text]}"),
+        )
+        self._progress = Progress(*columns, console=console, auto_refresh=False, transient=True)
+        self._task = self._progress.add_task(label, total=total, completed=start, text="")
+
+    def __enter__(self) -> Self:
+        """Show the live line, on a terminal."""
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take the live line away."""
+        if self._live:
+            self._progress.stop()
+
+    def update(self, done: int, describe: Callable[[], str]) -> None:
+        """Say that `done` units are done, if it is time to; `describe` makes the rest of the line."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
+        text = " · ".join(part for part in (describe(), self._left(done, now)) if part)
+        if self._live:
+            self._progress.update(self._task, completed=done, text=text, refresh=True)
+        else:
+            share = 100 * done / max(self._total, 1)
+            print(f"{self._label}: {done:,} of {self._total:,} ({share:.1f} %) · {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line of its own above the live line."""
+        if self._live:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _left(self, done: int, now: float) -> str:
+        """Say how much time is left, at the rate so far."""
+        if done <= self._start:
+            return ""
+        seconds = (now - self._began) / (done - self._start) * max(self._total - done, 0)
+        return f"{format_seconds(seconds)} left"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as people say it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def parse_arguments(kind: type[_Arguments], prog: str, argv: Sequence[str]) -> _Arguments:
+    """Parse a command line into a dataclass; --help exits with 0.
+
+    Raises:
+        RequestError: the command line is wrong; tyro's own explanation, as one line.
+    """
+    explanation = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(explanation):
+            return tyro.cli(
+                kind, prog=f"coordrl {prog}", args=_join_settings(argv), config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise RequestError(_on_one_line(explanation.getvalue()) + f" See: coordrl {prog} --help") from stop
+
+
+def _on_one_line(box: str) -> str:
+    """Take the frame from tyro's explanation and leave out what --help says too."""
+    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()]
+    words: list[str] = []
+    for line in lines[1:]:
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        if line:
+            words.append(line)
+    return " ".join(words).rstrip(".") + "."
+
+
+def _join_settings(argv: Sequence[str]) -> list[str]:
+    """Gather the values of every --set, so that it can be given several times, with one or several values."""
+    others: list[str] = []
+    values: list[str] = []
+    target = others
+    for word in argv:
+        if word == "--set":
+            target = values
+        elif word.startswith("--set="):
+            values.append(word.removeprefix("--set="))
+            target = others
+        else:
+            if word.startswith("--"):
+                target = others
+            target.append(word)
+    return [*others, "--set", *values] if values else others
+
+
+def run_command(work: Callable[[], int]) -> int:
+    """Run a command and turn every deliberate error into one line on stderr and its exit code.
+
+    A full disk and other errors of reading and writing exit with 74; Ctrl-C where nothing handles it
+    more gently exits with 130.
+    """
+    try:
+        return work()
+    except CoordrlError as error:
+        print(f"coordrl: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"coordrl: reading or writing failed{where}: {error.strerror or error}; mend that, and the same command goes on"
+            " from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 74
+    except KeyboardInterrupt:
+        print("coordrl: stopped", file=sys.stderr)
+        return 130
+
+
+def _count(text: str) -> int:
+    """Read a whole number as people write it: 1000000, 1_000_000, 1e6, 250k, 10M."""
+    scale = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+    number = float((text if scale == 1 else text[:-1]).replace(",", "")) * scale
+    if not number.is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(number)
+
+
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=lambda words: _count(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [f"{value:,}"],
+    ),
+]
+Name = Annotated[str, tyro.conf.arg(metavar="NAME")]

@@ -1,0 +1,188 @@
+"""Recipes: an agent is a TOML file with an algorithm's name and all of its numbers.
+
+Standard library only: a misspelt agent or setting must be answered in well under a second. A recipe is
+parsed, never executed, and has no hidden defaults: every setting of its algorithm stands in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from coordrl.errors import RequestError, suggest
+
+Value = int | float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting's value may be: a whole number or any number, from `low` to `high`."""
+
+    kind: type[int] | type[float]
+    low: float
+    high: float = float("inf")
+    above_low: bool = False  # low itself is not allowed
+
+    def __str__(self) -> str:
+        """Say the rule in words."""
+        what = "a whole number" if self.kind is int else "a number"
+        low = f"above {self.low:g}" if self.above_low else f"from {self.low:g}"
+        return f"{what} {low}" + (f" to {self.high:g}" if self.high != float("inf") else "")
+
+
+_COUNT = Rule(int, 1)
+_POSITIVE = Rule(float, 0, above_low=True)
+_FRACTION = Rule(float, 0, 1)
+
+# The settings of each algorithm, under SB3's own names where SB3 has them.
+RULES: dict[str, dict[str, Rule]] = {
+    "a2c": {
+        "n_envs": _COUNT,
+        "n_steps": _COUNT,
+        "learning_rate": _POSITIVE,
+        "gamma": _FRACTION,
+        "gae_lambda": _FRACTION,
+        "ent_coef": Rule(float, 0),
+        "vf_coef": Rule(float, 0),
+        "max_grad_norm": _POSITIVE,
+        "rmsprop_alpha": _FRACTION,
+        "rmsprop_eps": _POSITIVE,
+    },
+    "dqn": {
+        "n_envs": _COUNT,
+        "learning_rate": _POSITIVE,
+        "buffer_size": _COUNT,
+        "learning_starts": Rule(int, 0),
+        "batch_size": _COUNT,
+        "gamma": _FRACTION,
+        "train_freq": _COUNT,
+        "gradient_steps": _COUNT,
+        "target_update_interval": _COUNT,
+        "exploration_fraction": Rule(float, 0, 1, above_low=True),
+        "exploration_initial_eps": _FRACTION,
+        "exploration_final_eps": _FRACTION,
+        "max_grad_norm": _POSITIVE,
+        "evaluation_epsilon": _FRACTION,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An agent: its name (which names its run folders), its algorithm, and every setting."""
+
+    name: str
+    algorithm: str
+    summary: str
+    settings: Mapping[str, Value]
+
+    def to_toml(self) -> str:
+        """Write the recipe as resolved, overrides included."""
+        lines = [f"algorithm = {json.dumps(self.algorithm)}", f"summary = {json.dumps(self.summary)}", "", "[settings]"]
+        lines += [f"{name} = {value!r}" for name, value in self.settings.items()]
+        return "\n".join(lines) + "\n"
+
+
+def recipe_folder() -> Path:
+    """Return the folder of the recipes that come with coordrl.
+
+    A wheel carries it inside the package; a checkout has it at the top, beside its pyproject.toml.
+    """
+    package = Path(__file__).parent
+    if (package / "agents").is_dir():
+        return package / "agents"
+    checkout = package.parent
+    if (checkout / "agents").is_dir() and (checkout / "pyproject.toml").is_file():
+        return checkout / "agents"
+    raise RequestError(f"the folder agents is missing beside {package}; install coordrl again: pip install .")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with coordrl, in alphabetical order."""
+    return sorted(path.stem for path in recipe_folder().glob("*.toml"))
+
+
+def find_recipe(agent: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of an agent with some of its settings overridden.
+
+    Args:
+        agent: a name that comes with coordrl, or the path of a .toml file.
+        overrides: "NAME=VALUE" each, the value in TOML's notation.
+
+    Raises:
+        RequestError: no such agent or setting, or a value against its rule.
+    """
+    path = Path(agent) if agent.endswith(".toml") else recipe_folder() / f"{agent}.toml"
+    if not agent.endswith(".toml") and agent not in recipe_names():
+        hint = suggest(agent, recipe_names()) or f"; there are {', '.join(recipe_names())}"
+        raise RequestError(f'there is no agent "{agent}"{hint} A path to a recipe ends in .toml')
+    recipe = _parse(path)
+    settings = dict(recipe.settings)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals:
+            raise RequestError(f'--set takes NAME=VALUE, not "{override}"; for example --set learning_rate=3e-4')
+        settings[name] = _check(recipe.algorithm, name, _parse_value(name, text), f"agent {recipe.name}")
+    return Recipe(recipe.name, recipe.algorithm, recipe.summary, settings)
+
+
+def _parse(path: Path) -> Recipe:
+    """Read and check one recipe file."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"the recipe {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"the recipe {path} is not valid TOML: {error}") from error
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", path.stem):
+        raise RequestError(f'the recipe\'s name "{path.stem}" names run folders; use letters, digits, ., _ and - alone')
+    for name in data:
+        if name not in ("algorithm", "summary", "settings"):
+            raise RequestError(
+                f'{path} has "{name}"; a recipe has algorithm, summary and [settings]'
+                f"{suggest(name, ('algorithm', 'summary', 'settings'))}"
+            )
+    algorithm = data.get("algorithm")
+    if algorithm not in RULES:
+        raise RequestError(f"{path} has algorithm {algorithm!r}; there are {', '.join(RULES)}")
+    settings = data.get("settings", {})
+    summary = data.get("summary", "")
+    if not isinstance(settings, dict) or not isinstance(summary, str):
+        raise RequestError(f"{path}: [settings] is a table and summary a string")
+    checked = {name: _check(algorithm, name, value, str(path)) for name, value in settings.items()}
+    missing = [name for name in RULES[algorithm] if name not in checked]
+    if missing:
+        raise RequestError(f"{path} lacks {', '.join(missing)}; a recipe holds every setting of its algorithm")
+    return Recipe(path.stem, algorithm, summary, checked)
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Parse the value of an override as TOML."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16 or 100_000') from error
+
+
+def _check(algorithm: str, name: str, value: Any, where: str) -> Value:
+    """Return the value in its rule's type, or raise the RequestError that states the rule."""
+    rules = RULES[algorithm]
+    if name not in rules:
+        hint = suggest(name, rules) or f"; it has {', '.join(rules)}"
+        raise RequestError(f'{where}: {algorithm} has no setting "{name}"{hint}')
+    rule = rules[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and rule.kind is int and float(value).is_integer():
+        value = int(value)  # 1e5 is a fine way to write a count
+    if not number or (rule.kind is int and not isinstance(value, int)):
+        raise RequestError(f"{where}: {name} is {value!r}; it is {rule}")
+    if not isfinite(value) or not rule.low <= value <= rule.high or (rule.above_low and value == rule.low):
+        raise RequestError(f"{where}: {name} is {value!r}; it is {rule}")
+    return rule.kind(value)

@@ -1,0 +1,264 @@
+"""A run's folder: its spec, its logs, its lock and its state. Standard library only.
+
+Everything that reads runs goes through here, without torch. A JSON file is replaced in one move or not
+at all; a log is appended to, and a last line cut short by a crash is no error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coordrl.errors import BusyError, OutputError, RequestError
+from coordrl.recipes import Value
+
+WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that determines a run."""
+
+    game: str
+    agent: str
+    algorithm: str
+    extractor: str
+    protocol: str
+    seed: int
+    steps: int
+    settings: Mapping[str, Value]
+
+    def folder(self, out: Path) -> Path:
+        """Return where the run lies below the folder of all runs."""
+        return out / self.protocol / f"{self.agent}-{self.extractor}" / self.game / f"seed-{self.seed}"
+
+    def differences(self, other: Spec) -> list[str]:
+        """Say in words where another spec differs from this one."""
+        mine, theirs = ({**asdict(spec), **spec.settings} for spec in (self, other))
+        names = [name for name in {**mine, **theirs} if name != "settings"]
+        return [
+            f"{name} is {mine.get(name)!r} there and {theirs.get(name)!r} here"
+            for name in names
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run's files."""
+
+    path: Path
+
+    @property
+    def spec_file(self) -> Path:
+        """run.json: the spec, versions, hardware."""
+        return self.path / "run.json"
+
+    @property
+    def recipe_file(self) -> Path:
+        """recipe.toml: the recipe as resolved."""
+        return self.path / "recipe.toml"
+
+    @property
+    def progress_file(self) -> Path:
+        """progress.jsonl: the authoritative log."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def evaluations_file(self) -> Path:
+        """evaluations.jsonl: every return of each evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def coordinates(self) -> Path:
+        """coordinates/: norms and position maps over training, as .npy."""
+        return self.path / "coordinates"
+
+    @property
+    def tensorboard(self) -> Path:
+        """tensorboard/: a view of the logs, never a source."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """checkpoints/: the newest ones."""
+        return self.path / "checkpoints"
+
+    @property
+    def export_file(self) -> Path:
+        """model.zip: SB3's own format, written for SB3 and never read here."""
+        return self.path / "model.zip"
+
+    @property
+    def result_file(self) -> Path:
+        """result.json: written last; finished means that it is there and matches run.json."""
+        return self.path / "result.json"
+
+    def read_spec(self) -> Spec:
+        """Read the spec from run.json.
+
+        Raises:
+            RequestError: this is no run's folder, or its run.json is damaged.
+        """
+        try:
+            return Spec(**json.loads(self.spec_file.read_text(encoding="utf-8"))["spec"])
+        except FileNotFoundError as error:
+            raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"{self.spec_file} cannot be read: {error}") from error
+
+    def state(self) -> str:
+        """Say "finished", "unfinished at step N" or "damaged" in a word or four."""
+        try:
+            spec = self.read_spec()
+        except RequestError:
+            return "damaged"
+        if self.is_finished(spec):
+            return "finished"
+        rows = read_rows(self.progress_file)
+        return f"unfinished at step {rows[-1]['step'] if rows else 0:,}"
+
+    def is_finished(self, spec: Spec) -> bool:
+        """Say whether result.json is there and belongs to this spec."""
+        try:
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+            return isinstance(result, dict) and Spec(**result["spec"]) == spec
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
+    def open(self, spec: Spec, facts: Mapping[str, Any], recipe: str) -> None:
+        """Create the folder and write run.json, or check that the run there is the same.
+
+        Args:
+            spec: the run that is wanted.
+            facts: what else run.json records (versions, hardware).
+            recipe: the text of recipe.toml.
+
+        Raises:
+            RequestError: another run lies there.
+            OutputError: the folder cannot be written.
+        """
+        if self.spec_file.exists():
+            differences = self.read_spec().differences(spec)
+            if differences:
+                raise RequestError(
+                    f"{self.path} holds another run: {'; '.join(differences)}. Ask for the same, or use another --out"
+                )
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.recipe_file.write_text(recipe, encoding="utf-8")
+            write_json(self.spec_file, {"spec": asdict(spec), **facts})
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}. Choose another --out"
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against other processes; the kernel frees it however this one ends.
+
+        Raises:
+            BusyError: another process holds it.
+            OutputError: the folder cannot be written.
+        """
+        file = self.path / "lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}. Choose another --out"
+            ) from error
+        try:
+            if not _try_lock(handle):
+                holder = os.read(handle, 32).decode(errors="replace").strip()
+                raise BusyError(
+                    f"{self.path} is in use by process {holder or '(unknown)'}; wait for it, or stop it first"
+                )
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            os.close(handle)
+
+
+def find_runs(out: Path) -> list[RunFolder]:
+    """Return the runs below a folder, sorted by path."""
+    return [RunFolder(file.parent) for file in sorted(out.glob("**/seed-*/run.json"))]
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Replace a JSON file in one move: a reader sees the old one or the new one, whole."""
+    replace_file(file, lambda partial: partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8"))
+
+
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` write a file beside this one, then move it here, through to the disk."""
+    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
+    write(partial)
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON line to a log."""
+    with file.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read a log; a line that is cut short or damaged ends it."""
+    rows: list[dict[str, Any]] = []
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return rows
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def cut_rows(file: Path, step: int) -> None:
+    """Keep only the rows of a log up to a step: what came after a checkpoint will come again."""
+    if file.exists():
+        kept = [row for row in read_rows(file) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _try_lock(handle: int) -> bool:
+    """Take the lock on an open file if nobody has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nobody has tried this
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,159 @@
+"""coordrl train: train an agent on an Atari game, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from coordrl.console import Count, Name, parse_arguments, run_command
+from coordrl.errors import RequestError
+from coordrl.recipes import find_recipe, recipe_names
+from coordrl.results import RunFolder, Spec, find_runs
+from coordrl.suites import (
+    EXTRACTOR_SUMMARIES,
+    FRAMES_PER_STEP,
+    PROTOCOLS,
+    SUITES,
+    check_extractor,
+    find_game,
+    find_protocol,
+    games,
+)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train an agent on an Atari game.
+
+        coordrl train --game MsPacman                       CoordConv A2C, 10 million steps
+        coordrl train --game MsPacman --steps 1M            a first look: half an hour on two cores
+        coordrl train --game Pong --agent dqn --extractor nature --seed 3
+        coordrl train --list                                games, agents, extractors, and the runs so far
+
+    Everything goes into runs/PROTOCOL/AGENT-EXTRACTOR/GAME/seed-N. Stop it with Ctrl-C at any time: the
+    same command goes on from the last checkpoint. Watch it with: tensorboard --logdir runs
+    """
+
+    game: Annotated[Name | None, tyro.conf.arg(metavar="NAME")] = None
+    """the game, in any usual spelling: MsPacman, "Ms. Pac-Man", ALE/MsPacman-v5"""
+    agent: Name = "a2c"
+    """a recipe of coordrl, or the path of a .toml file of your own"""
+    extractor: Name = "coord"
+    """the network before the heads; nature is the plain control"""
+    seed: int = 0
+    """of the weights, the environments and everything drawn"""
+    steps: Count = 10_000_000
+    """decisions of the agent; four frames each. 10M, 250k and 1e6 are understood"""
+    protocol: Name = "zoo-v4"
+    """the rules of the environment"""
+    out: Path = Path("runs")
+    """the folder of all runs"""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = field(default_factory=tuple)
+    """change settings of the recipe, for example --set learning_rate=3e-4 n_envs=8"""
+    device: Name = "auto"
+    """auto, cpu or cuda"""
+    checkpoint_every: Count = 50_000
+    """steps between checkpoints"""
+    eval_every: Count = 250_000
+    """steps between evaluations; there is one at the end as well. 0 for none at all"""
+    eval_episodes: Count = 10
+    """whole games in an evaluation"""
+    list: bool = False
+    """show games, suites, agents, extractors, protocols, and the runs below --out"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int:
+        arguments = parse_arguments(TrainArguments, "train", words)
+        if arguments.list:
+            _print_list(arguments.out)
+            return 0
+        spec, recipe = _specify(arguments)
+        folder = RunFolder(spec.folder(arguments.out))
+        if folder.is_finished(spec):
+            print(f"{folder.path} is finished; see its curves with: tensorboard --logdir {folder.path}")
+            return 0
+        from coordrl.training import Options, train  # torch, SB3 and the emulator: seconds to import
+
+        options = Options(
+            device=arguments.device,
+            checkpoint_every=arguments.checkpoint_every,
+            eval_every=arguments.eval_every,
+            eval_episodes=arguments.eval_episodes,
+            command="coordrl train " + " ".join(words),
+        )
+        train(spec, recipe, folder, options)
+        return 0
+
+    return run_command(work)
+
+
+def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
+    """Check a request, without any slow import, and return the run it asks for and its recipe as text."""
+    if arguments.game is None:
+        raise RequestError("which game? For example: coordrl train --game MsPacman. See them all with: --list")
+    game = find_game(arguments.game)
+    protocol = find_protocol(arguments.protocol)
+    check_extractor(arguments.extractor)
+    recipe = find_recipe(arguments.agent, arguments.set)
+    for name, lowest in (("steps", 1), ("checkpoint_every", 1), ("eval_every", 0), ("eval_episodes", 1)):
+        if getattr(arguments, name) < lowest:
+            raise RequestError(
+                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it is a whole number from {lowest}"
+            )
+    if not 0 <= arguments.seed < 2**31:
+        raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
+    spec = Spec(
+        game=game,
+        agent=recipe.name,
+        algorithm=recipe.algorithm,
+        extractor=arguments.extractor,
+        protocol=protocol.name,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        settings=dict(recipe.settings),
+    )
+    return spec, recipe.to_toml()
+
+
+def _print_list(out: Path) -> None:
+    """Print what can be asked for, and the runs below a folder with their state."""
+    print(f"games ({len(games())}):")
+    print(_columns(list(games())))
+    print("\nsuites:")
+    for name, members in SUITES.items():
+        print(f"  {name:<12} {', '.join(members)}")
+    print("\nagents:")
+    for name in recipe_names():
+        print(f"  {name:<12} {find_recipe(name).summary}")
+    print("\nextractors:")
+    for name, summary in EXTRACTOR_SUMMARIES.items():
+        print(f"  {name:<12} {summary}")
+    print(f"\nprotocols ({FRAMES_PER_STEP} frames a step in each):")
+    for protocol in PROTOCOLS.values():
+        print(f"  {protocol.name:<12} {protocol.summary}")
+    runs = find_runs(out)
+    print(f"\nruns in {out} ({len(runs)}):")
+    for run in runs:
+        print(f"  {run.path}  {run.state()}")
+
+
+def _columns(names: Sequence[str], width: int = 100) -> str:
+    """Set names in columns, read downwards."""
+    wide = max(map(len, names)) + 2
+    across = max(1, width // wide)
+    down = -(-len(names) // across)
+    rows = (names[row::down] for row in range(down))
+    return "\n".join("  " + "".join(name.ljust(wide) for name in row).rstrip() for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
