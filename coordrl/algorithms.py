@@ -61,11 +61,7 @@ def build_model(spec: Spec, env: VecEnv, *, device: str = "auto") -> BaseAlgorit
     The weights that the arms of one seed share (image convolutions, linear layer, heads) are bit-equal:
     they are copied from a twin without coordinates that is built with the same seed. Afterwards every
     generator is seeded again, so that the number of weights drawn changes nothing either.
-
-    Raises:
-        RequestError: there is no such device.
     """
-    device = _check_device(device)
     model = _construct(spec, spec.extractor, env, device)
     twin = EXTRACTORS[spec.extractor].twin
     if twin != spec.extractor:
@@ -97,15 +93,18 @@ def copy_shared_weights(twin: BaseAlgorithm, model: BaseAlgorithm) -> None:
                 parameter.copy_(shared)
 
 
-def _check_device(device: str) -> str:
-    """Return the device if torch has it."""
+def check_device(device: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        RequestError: it cannot.
+    """
     try:
         if device != "auto":
             torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f'device "{device}" cannot be used here: {reason}. Use auto or cpu') from error
-    return device
 
 
 def snapshot(model: BaseAlgorithm, more: Mapping[str, Any]) -> Checkpoint:
@@ -205,6 +204,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
         RequestError: the folder is no run, or the run has no checkpoint yet.
         ResumableError: no checkpoint of it verifies.
     """
+    check_device(device)
     folder = RunFolder(Path(run))
     spec = folder.read_spec()
     checkpoint = read_newest(folder.checkpoints)
@@ -213,7 +213,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     seed = environment_seed(spec.seed, "load")
     env = AtariVecEnv(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
     settings = {**spec.settings, **({"buffer_size": 1} if "buffer_size" in spec.settings else {})}
-    model = _construct(spec, spec.extractor, env, _check_device(device), settings)
+    model = _construct(spec, spec.extractor, env, device, settings)
     restore_weights(model, checkpoint)
     model.num_timesteps = checkpoint.step
     env.seed(seed)  # SB3's constructor has just seeded it with the run's own

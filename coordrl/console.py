@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +12,6 @@ from types import TracebackType
 from typing import Annotated, Self, TypeVar, final
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from coordrl.errors import CoordrlError, RequestError
 
@@ -36,6 +35,9 @@ class ProgressLine:
     def __init__(self, label: str, total: int, *, start: int = 0, quiet_seconds: float = PLAIN_SECONDS) -> None:
         self._label, self._total, self._start = label, total, start
         self._began = time.monotonic()
+        from rich.console import Console  # takes a tenth of a second, which a wrong request need not wait for
+        from rich.progress import BarColumn, Progress, TextColumn
+
         console = Console(stderr=True)
         self._live = console.is_terminal
         self._next = self._began + (0.0 if self._live else quiet_seconds)
@@ -162,6 +164,9 @@ def run_command(work: Callable[[], int]) -> int:
     except CoordrlError as error:
         print(f"coordrl: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as in: coordrl train --list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(
@@ -192,6 +197,17 @@ Count = Annotated[
         instance_from_str=lambda words: _count(words[0]),
         is_instance=lambda value: isinstance(value, int),
         str_from_instance=lambda value: [f"{value:,}"],
+    ),
+]
+# Not tuple[str, ...]: tyro checks its default with typeguard, whose import takes a fifth of a second.
+Settings = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=tuple,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
     ),
 ]
 Name = Annotated[str, tyro.conf.arg(metavar="NAME")]

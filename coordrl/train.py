@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from coordrl.console import Count, Name, parse_arguments, run_command
+from coordrl.console import Count, Name, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
@@ -30,6 +30,7 @@ from coordrl.suites import (
 class TrainArguments:
     """Train an agent on an Atari game.
 
+    For example:
         coordrl train --game MsPacman                       CoordConv A2C, 10 million steps
         coordrl train --game MsPacman --steps 1M            a first look: half an hour on two cores
         coordrl train --game Pong --agent dqn --extractor nature --seed 3
@@ -39,7 +40,7 @@ class TrainArguments:
     same command goes on from the last checkpoint. Watch it with: tensorboard --logdir runs
     """
 
-    game: Annotated[Name | None, tyro.conf.arg(metavar="NAME")] = None
+    game: Annotated[Name, tyro.conf.arg(help_behavior_hint="(required)")] = ""
     """the game, in any usual spelling: MsPacman, "Ms. Pac-Man", ALE/MsPacman-v5"""
     agent: Name = "a2c"
     """a recipe of coordrl, or the path of a .toml file of your own"""
@@ -53,7 +54,7 @@ class TrainArguments:
     """the rules of the environment"""
     out: Path = Path("runs")
     """the folder of all runs"""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = field(default_factory=tuple)
+    set: Settings = ()
     """change settings of the recipe, for example --set learning_rate=3e-4 n_envs=8"""
     device: Name = "auto"
     """auto, cpu or cuda"""
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
     """Check a request, without any slow import, and return the run it asks for and its recipe as text."""
-    if arguments.game is None:
+    if not arguments.game:
         raise RequestError("which game? For example: coordrl train --game MsPacman. See them all with: --list")
     game = find_game(arguments.game)
     protocol = find_protocol(arguments.protocol)

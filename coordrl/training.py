@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from coordrl.algorithms import build_model, environment_seed, restore, snapshot
+from coordrl.algorithms import build_model, check_device, environment_seed, restore, snapshot
 from coordrl.atari import AtariVecEnv, available_cores
 from coordrl.checkpoint import read_newest, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds
@@ -66,6 +66,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         DivergedError: a loss or a weight is not finite any more.
         StoppedError: SIGINT or SIGTERM; a checkpoint was written.
     """
+    check_device(options.device)
     folder.open(spec, _facts(options), recipe)
     with folder.lock(), _StopSignals() as signals:
         checkpoint = read_newest(folder.checkpoints)
