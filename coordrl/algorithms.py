@@ -160,7 +160,8 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
         entries.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     for group, saved in zip(groups, state["optimizer_groups"], strict=True):
-        group.update(saved)
+        # JSON has no tuples: Adam's betas come back as a list.
+        group.update({name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
     version, words, gauss = state["python_rng"]
     random.setstate((version, tuple(words), gauss))

@@ -135,8 +135,10 @@ class AtariVecEnv(VecEnv):
         """Send one action to each environment.
 
         Raises:
-            RequestError: wrong shape, or an action that the game does not have.
+            RequestError: wrong shape, an action that the game does not have, or a step is under way already.
         """
+        if self._waiting:  # two threads would emulate one game, and step_wait would lag a step behind for ever
+            raise RequestError("step_async was called twice; call step_wait in between")
         chosen = np.asarray(actions)
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise RequestError(
@@ -261,6 +263,10 @@ class AtariVecEnv(VecEnv):
             RequestError: always.
         """
         raise RequestError("AtariVecEnv renders nothing; make a video of a trained agent with: coordrl play RUN")
+
+    def _get_indices(self, indices: _Indices) -> Iterable[int]:
+        """Return the chosen environments' numbers; IndexError if there is no such environment."""
+        return [range(self.num_envs)[index] for index in super()._get_indices(indices)]
 
     @property
     def _ale(self) -> AtariVectorEnv:

@@ -88,10 +88,12 @@ def read_newest(folder: Path) -> Checkpoint | None:
     skipped: list[str] = []
     for place in _places(folder):
         fault = _fault(place)
-        if fault:
-            skipped.append(f"{place.name}: {fault}")
-            continue
-        return _read(place, skipped)
+        if not fault:
+            try:
+                return _read(place, skipped)
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
+                fault = f"{type(error).__name__} {error}"
+        skipped.append(f"{place.name}: {fault}")
     if skipped:
         raise ResumableError(
             f"no checkpoint in {folder} can be read ({'; '.join(skipped)}). Restore one from a copy, or remove the run's"
@@ -115,9 +117,12 @@ def _fault(place: Path) -> str:
             return f"format {manifest['format']}; this coordrl reads format {FORMAT}"
         if int(place.name) != manifest["step"]:
             return f"it is of step {manifest['step']}"
+        listed, found = set(manifest["files"]), {file.name for file in place.iterdir()} - {"manifest.json"}
+        if listed != found or "state.json" not in listed:
+            return f"files are missing or foreign: {', '.join(sorted(listed ^ found)) or 'state.json'}"
         for name, measured in manifest["files"].items():
             file = place / name
-            if file.parent != place or file.is_symlink():
+            if file.is_symlink() or not file.is_file():
                 return f"{name} is not a file of its own"
             if file.stat().st_size != measured["bytes"] or _measure(file) != measured:
                 return f"{name} has changed since it was written"
@@ -128,12 +133,9 @@ def _fault(place: Path) -> str:
 
 def _read(place: Path, skipped: list[str]) -> Checkpoint:
     """Read a checkpoint that verifies."""
-    try:
-        tensors = {file.stem: safetensors.torch.load_file(file) for file in place.glob("*.safetensors")}
-        arrays = {file.stem: np.load(file, allow_pickle=False) for file in place.glob("*.npy")}
-        state = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ResumableError(f"{place} cannot be read: {error}") from error
+    tensors = {file.stem: safetensors.torch.load_file(file) for file in place.glob("*.safetensors")}
+    arrays = {file.stem: np.load(file, allow_pickle=False) for file in place.glob("*.npy")}
+    state = json.loads((place / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(int(place.name), tensors, arrays, state, skipped)
 
 

@@ -166,9 +166,12 @@ def _parse(path: Path) -> Recipe:
 def _parse_value(name: str, text: str) -> Any:
     """Parse the value of an override as TOML."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16 or 100_000') from error
+        parsed = tomllib.loads(f"value = {text.strip()}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    if set(parsed) != {"value"}:
+        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16 or 100_000')
+    return parsed["value"]
 
 
 def _check(algorithm: str, name: str, value: Any, where: str) -> Value:

@@ -94,6 +94,10 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
                     learn: Any = model.learn  # SB3's hint forbids the log_interval=None that its code takes
                     learn(spec.steps - begins_at, callback=course, log_interval=None, reset_num_timesteps=False)
                     course.finish()
+                except ValueError as error:
+                    if "invalid values" in str(error):  # torch's words when it is asked to sample from NaN
+                        raise course.diverged("the policy's probabilities are not numbers") from error
+                    raise
                 finally:
                     view.close()
         finally:
@@ -223,10 +227,23 @@ class _Course(BaseCallback):
         for name in LOSSES:
             value = self.model.logger.name_to_value.get(name, 0.0)
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"the training diverged at step {self.model.num_timesteps:,}: {name} is {value}. The last checkpoint"
-                    f" is kept in {self.folder.checkpoints}; try a smaller learning rate: --set learning_rate=..."
-                )
+                raise self.diverged(f"{name} is {value}")
+
+    def _check_weights(self) -> None:
+        """Stop where a weight is not a number any more: such a checkpoint would be worth nothing."""
+        for name, parameter in self.model.policy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self.diverged(f"{name} is not finite")
+
+    def diverged(self, sign: str) -> DivergedError:
+        """Make the error that says how the training diverged."""
+        kept = f"The last good checkpoint is kept in {self.folder.checkpoints}"
+        if not self.folder.checkpoints.is_dir():
+            kept = "There was no checkpoint yet"
+        return DivergedError(
+            f"the training diverged at step {self.model.num_timesteps:,}: {sign}. {kept}; try a smaller learning rate, in"
+            " another folder: --set learning_rate=... --out ..."
+        )
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""
@@ -319,12 +336,7 @@ class _Course(BaseCallback):
         if self.model.num_timesteps > self._last_row:
             self._write_row()  # a resumed run cuts the log at its checkpoint: no game may fall between
         with self._pause():
-            for name, parameter in self.model.policy.named_parameters():
-                if not torch.isfinite(parameter).all():
-                    raise DivergedError(
-                        f"the training diverged at step {self.model.num_timesteps:,}: {name} is not finite. The last"
-                        f" checkpoint is kept in {self.folder.checkpoints}; try a smaller learning rate"
-                    )
+            self._check_weights()
             self.view.flush()
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, {"seconds": round(self._seconds(), 3)}))
             self._last_checkpoint = self.model.num_timesteps

@@ -92,7 +92,8 @@ class _AlignedStart(NoopResetEnv):
         presses_fire = "FIRE" in self.unwrapped.get_action_meanings()
         for frame in range(self.override_num_noops or 0):
             observation, _, terminated, truncated, info = self.env.step(int(presses_fire and frame == 0))
-            assert not (terminated or truncated)
+            assert not terminated
+            assert not truncated
         return observation, info
 
 

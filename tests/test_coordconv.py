@@ -292,7 +292,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(COMMON, max_examples=250)
+@settings(COMMON, max_examples=160)
 @given(case=cases())
 def test_the_layer_equals_a_convolution_of_concatenated_grids(case: Case) -> None:
     layer = case.layer()
@@ -330,7 +330,7 @@ def test_the_layer_equals_a_convolution_of_concatenated_grids(case: Case) -> Non
 def test_the_drawn_cases_include_the_corners() -> None:
     seen: list[Case] = []
 
-    @settings(COMMON, max_examples=250)
+    @settings(COMMON, max_examples=160)
     @given(case=cases())
     def collect(case: Case) -> None:
         seen.append(case)
@@ -915,6 +915,16 @@ def test_a_layer_that_sees_coordinates_is_not_converted_again() -> None:
         convert(model, ["0.image"])
     with pytest.raises(RequestError, match="no Conv2d was chosen"):
         convert(CoordConv2d(3, 4, 3))
+
+
+def test_the_image_half_of_a_layer_stays_plain_where_it_is_used_elsewhere_too() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(CoordConv2d.around(conv), conv)
+    convert(model, "all")
+    assert model[0].image is conv
+    assert isinstance(model[1], CoordConv2d)
+    assert model[1].image is conv
+    assert model(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
 
 
 def test_dtype_device_mode_hooks_and_frozen_weights_are_kept() -> None:

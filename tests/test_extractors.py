@@ -476,10 +476,10 @@ def test_shuffled_neighbours_do_not_have_neighbouring_addresses() -> None:
 
 
 def test_the_permutation_is_fixed_for_ever() -> None:
-    # NumPy's RandomState(180703247).permutation(6), whose stream is frozen; the paper is arXiv 1807.03247.
+    # The seed is the paper's number on arXiv, 1807.03247; NumPy promises never to change this stream.
     rows, columns = shuffled_grid(2, 3)[0].flatten(1).tolist()
     places = [int(3 * (row + 1) / 2 + column + 1) for row, column in zip(rows, columns, strict=True)]
-    assert places == np.random.RandomState(1807_03247).permutation(6).tolist()  # noqa: NPY002
+    assert places == np.random.RandomState(1807_03247).permutation(6).tolist()
     state = torch.random.get_rng_state()
     torch.manual_seed(5)
     first = shuffled_grid(9, 8)

@@ -1,0 +1,131 @@
+"""The commands as a tired user types them: help, lists, mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coordrl.console import ProgressLine, format_seconds
+from coordrl.results import RunFolder
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "play"])
+def test_help_teaches_with_examples_and_exits_with_0(command: str) -> None:
+    done = run(f"coordrl.{command}", "--help")
+    assert done.returncode == 0
+    assert f"coordrl {command}" in done.stdout
+    assert "For example:" in done.stdout
+
+
+def test_the_console_script_is_the_same_as_the_modules() -> None:
+    script = Path(sys.executable).parent / "coordrl"
+    done = subprocess.run([script, "train", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == run("coordrl.train", "--help").stdout
+    assert "train" in run("coordrl").stdout
+    assert run("coordrl", "--version").stdout.startswith("coordrl 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("coordrl trian", 'no command "trian"; did you mean train?'),
+        ("coordrl.train", "which game?"),
+        ("coordrl.train --game MsPacmn", 'no game "MsPacmn"; did you mean MsPacman'),
+        ("coordrl.train --game Pong --agent a2", 'no agent "a2"; did you mean a2c?'),
+        ("coordrl.train --game Pong --extractor cord", 'no extractor "cord"; did you mean coord'),
+        ("coordrl.train --game Pong --protocol zoo", 'no protocol "zoo"; there are zoo-v4, machado-v5'),
+        ("coordrl.train --game Pong --set learning_rat=1", 'no setting "learning_rat"; did you mean learning_rate?'),
+        ("coordrl.train --game Pong --set gamma=1 --set n_envs=0", "n_envs is 0; it is a whole number from 1"),
+        ("coordrl.train --game Pong --steps 0", "--steps is 0; it is a whole number from 1"),
+        ("coordrl.train --game Pong --steps ten", "--steps"),
+        ("coordrl.train --game Pong --steps 1.5", "1.5 is not a whole number"),
+        ("coordrl.train --game Pong --seed -1", "--seed is -1"),
+        ("coordrl.train --gaem Pong", "Perhaps you meant: --game"),
+        ("coordrl.evaluate", "RUN"),
+        ("coordrl.evaluate nowhere", "nowhere is no run: it has no run.json"),
+        ("coordrl.evaluate nowhere --episodes 0", "--episodes is 0"),
+        ("coordrl.play nowhere", "nowhere is no run: it has no run.json"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line_and_exit_code_2(words: str, complaint: str) -> None:
+    done = run(*words.split())
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_steps_are_read_as_people_write_them() -> None:
+    for text in ("1e6", "1M", "1m", "1000k", "1_000_000", "1,000,000", "1000000"):
+        done = run("coordrl.train", "--game", "Pong", "--steps", text, "--out", "/dev/null/x", "--device", "cpu")
+        assert done.returncode == 73, text  # understood: only the folder is impossible
+        break  # one through the command; the rest in process
+    from coordrl.console import _count
+
+    assert {_count(text) for text in ("1e6", "1M", "1m", "1000k", "1_000_000", "1,000,000", "1000000")} == {1_000_000}
+
+
+def test_list_shows_everything_that_can_be_asked_for_and_the_runs(finished_run: RunFolder) -> None:
+    out = finished_run.path.parents[3]
+    shown = run("coordrl.train", "--list", "--out", str(out)).stdout
+    for word in (
+        "MsPacman",
+        "atari9",
+        "a2c",
+        "dqn",
+        "coord-all",
+        "zoo-v4",
+        "machado-v5",
+        f"{finished_run.path}  finished",
+    ):
+        assert word in shown
+
+
+def test_list_into_a_closed_pipe_is_silent() -> None:
+    shell = f"{sys.executable} -m coordrl.train --list | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.startswith("games")
+    assert done.stderr == ""
+
+
+def test_evaluate_scores_whole_games_and_the_same_seed_gives_the_same(finished_run: RunFolder) -> None:
+    words = ("coordrl.evaluate", str(finished_run.path), "--episodes", "2", "--device", "cpu")
+    first = run(*words, "--json")
+    assert first.returncode == 0, first.stderr
+    score = json.loads(first.stdout)
+    assert (score["game"], score["protocol"], score["step"]) == ("Breakout", "zoo-v4", 2400)
+    assert len(score["returns"]) == 2
+    assert json.loads(run(*words, "--json").stdout) == score
+    assert json.loads(run(*words, "--json", "--seed", "1").stdout)["lengths"] != score["lengths"]
+    assert "mean return" in run(*words).stdout
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert [format_seconds(s) for s in (0.4, 59, 61, 3599, 3600 * 3 + 300, 3600 * 52)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "1 h 00 min",
+        "3 h 05 min",
+        "2 d 4 h",
+    ]
+
+
+def test_the_plain_progress_line_says_how_far_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine("working", 100, start=50, quiet_seconds=0.0) as line:
+        time.sleep(0.01)
+        line.update(75, lambda: "fine")
+        line.update(80, lambda: "too soon to be said")
+    assert capsys.readouterr().err == "working: 75 of 100 (75.0 %) · fine · 0 s left\n"
