@@ -77,10 +77,12 @@ def coordinate_grid(
 
 
 def _axis(side: int, device: torch.device | None, dtype: torch.dtype) -> Tensor:
-    """Make the coordinates of one side, (side,), from -1 to 1; a side of length 1 gives 0, its centre."""
-    if side == 1:
-        return torch.zeros(1, device=device, dtype=dtype)
-    return torch.linspace(-1.0, 1.0, side, device=device, dtype=dtype)
+    """Make the coordinates of one side, (side,), from -1 to 1; a side of length 1 gives 0, its centre.
+
+    Not linspace: its middle of an odd side is 3e-8 instead of 0. This is exactly symmetric.
+    """
+    places = torch.arange(side, device=device, dtype=dtype)
+    return (2 * places - (side - 1)) / max(side - 1, 1)
 
 
 @final
@@ -224,7 +226,8 @@ class CoordConv2d(nn.Module):
     def to_concatenated(self) -> nn.Conv2d:
         """Join both halves into one `nn.Conv2d` over cat([images, row, column(, radius)], dim=1).
 
-        With groups, the coordinates are expected at the end of each group's channels.
+        With groups, the coordinates are expected at the end of each group's channels; with a `grid` of
+        your own, they are that grid's.
         """
         image = self.image
         conv = nn.Conv2d(

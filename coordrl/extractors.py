@@ -23,7 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from torch import Tensor, nn
 
 from coordrl.coordconv import CoordConv2d, Grid, coordinate_grid
-from coordrl.errors import RequestError
+from coordrl.errors import RequestError, suggest
 from coordrl.suites import check_extractor
 
 Where = Literal["none", "first", "all"]
@@ -74,6 +74,7 @@ def _shuffle(size: int) -> NDArray[np.int64]:
 
 
 _GRIDS: dict[str, Grid] = {"coordinates": coordinate_grid, "shuffled": shuffled_grid, "constant": constant_grid}
+_PLACES: dict[str, list[int]] = {"none": [], "first": [0], "all": [0, 2, 4]}  # of the convolutions in NatureCNN.cnn
 
 
 @final
@@ -106,10 +107,10 @@ class CoordNatureCNN(NatureCNN):
         with_radius: bool = False,
         channels: Channels = "coordinates",
     ) -> None:
+        _check_options(coordinates, with_radius, channels)
         _check_images(observation_space, normalized_image, smallest=_NATURE_SMALLEST)
         super().__init__(observation_space, features_dim, normalized_image)
-        places = {"none": [], "first": [0], "all": [0, 2, 4]}[coordinates]
-        for place in places:
+        for place in _PLACES[coordinates]:
             conv = self.cnn[place]
             assert isinstance(conv, nn.Conv2d)
             self.cnn[place] = CoordConv2d.around(conv, with_radius=with_radius, grid=_GRIDS[channels], zero=False)
@@ -218,6 +219,15 @@ def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
     return kwargs
 
 
+def _check_options(coordinates: str, with_radius: bool, channels: str) -> None:
+    """Refuse options that do not exist, or that would have no effect."""
+    for name, value, known in (("coordinates", coordinates, _PLACES), ("channels", channels, _GRIDS)):
+        if value not in known:
+            raise RequestError(f"{name} is {value!r}; it is one of {', '.join(known)}{suggest(str(value), known)}")
+    if coordinates == "none" and (with_radius or channels != "coordinates"):
+        raise RequestError('with coordinates="none" there is nothing for with_radius or channels to change')
+
+
 def _check_images(space: spaces.Space[Any], normalized_image: bool, *, smallest: int) -> spaces.Box:
     """Return the space if it holds channel-first images that the network can take, else say why not."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
@@ -229,8 +239,8 @@ def _check_images(space: spaces.Space[Any], normalized_image: bool, *, smallest:
     if width < min(channels, height) and (width < smallest or width <= _MOST_COLOURS):
         raise RequestError(
             f"the observation space is {space}: its last side is the smallest, so it looks channels-last; this extractor"
-            " takes (channels, height, width). SB3 transposes by itself when the environment goes through the"
-            " algorithm; otherwise wrap it in VecTransposeImage"
+            " takes (channels, height, width). SB3 transposes uint8 images by itself when the environment goes through"
+            " the algorithm; float images have to be transposed by the environment"
         )
     if min(height, width) < smallest:
         raise RequestError(

@@ -94,13 +94,10 @@ def _play(arguments: PlayArguments, spec: Spec) -> None:
     from coordrl.algorithms import environment_seed, load  # torch, SB3 and the emulator: seconds to import
     from coordrl.video import ContactSheet, make_room, write_sheet
 
-    standard = arguments.run / "video" / f"{spec.game}-step-0-seed-{arguments.seed}.mp4"
-    for file in (arguments.video or standard, arguments.sheet or standard):
+    for file in _places(arguments, spec, 0):
         make_room(file)
     model = load(arguments.run, device=arguments.device)
-    standard = standard.with_name(f"{spec.game}-step-{model.num_timesteps}-seed-{arguments.seed}.mp4")
-    video = arguments.video or standard
-    sheet_file = arguments.sheet or video.with_suffix(".png")
+    video, picture = _places(arguments, spec, model.num_timesteps)
     seed = environment_seed(arguments.seed, "play")
     try:
         with Lockstep(spec.game, protocol=spec.protocol, seed=seed) as game:
@@ -113,13 +110,20 @@ def _play(arguments: PlayArguments, spec: Spec) -> None:
         env = model.get_env()
         if env is not None:
             env.close()
-    _write_whole(sheet_file, lambda file: write_sheet(file, sheet))
+    _write_whole(picture, lambda file: write_sheet(file, sheet))
     over = "" if last.ending == "GAME OVER" else f" ({last.ending.lower()})"
     print(
         f"score {last.score:,.0f} in {last.step:,} steps = {last.step * FRAMES_PER_STEP:,} frames ="
         f" {last.step * FRAMES_PER_STEP / 60:,.1f} s of play{over}, {spec.protocol}, checkpoint of step"
-        f" {model.num_timesteps:,}, seed {arguments.seed}: {video} and {sheet_file}"
+        f" {model.num_timesteps:,}, seed {arguments.seed}: {video} and {picture}"
     )
+
+
+def _places(arguments: PlayArguments, spec: Spec, step: int) -> tuple[Path, Path]:
+    """Return where the video and the contact sheet go."""
+    standard = arguments.run / "video" / f"{spec.game}-step-{step}-seed-{arguments.seed}.mp4"
+    video = arguments.video or standard
+    return video, arguments.sheet or video.with_suffix(".png")
 
 
 class Turn(NamedTuple):

@@ -13,6 +13,7 @@ never changes is drawn once, and every text once per wording. Only Pillow's own 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections import deque
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from coordrl.errors import OutputError
+from coordrl.errors import OutputError, RequestError
 from coordrl.suites import FRAMES_PER_STEP
 
 FRAMES_PER_SECOND = 60  # of the emulated console
@@ -208,9 +209,9 @@ class Painter:
             room = (left + names, top + 2, left + wide - numbers, top + round(step) - 4)
             draw.rectangle(room, _SUNKEN)
             draw.rectangle((*room[:2], room[0] + round(share * (room[2] - room[0])), room[3]), _AMBER if sent else _BAR)
-            text = (top + (step - 2) / 2 - 0.62 * font, _AMBER if sent else _DIM)
-            _write(picture, (left, round(text[0])), self.card.actions[index], font, text[1])
-            _write(picture, (left + wide, round(text[0])), number, font, text[1], right=True)
+            colour, line = _AMBER if sent else _DIM, round(top + (step - 2) / 2 - 0.62 * font)
+            _write(picture, (left, line), self.card.actions[index], font, colour)
+            _write(picture, (left + wide, line), number, font, colour, right=True)
 
 
 def write_video(file: Path, pictures: Iterable[Image.Image]) -> None:
@@ -218,9 +219,16 @@ def write_video(file: Path, pictures: Iterable[Image.Image]) -> None:
 
     Raises:
         OutputError: the encoder could not write the file.
+        RequestError: there is no encoder.
     """
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise RequestError(
+            "imageio-ffmpeg has no ffmpeg here; install one and name it in IMAGEIO_FFMPEG_EXE"
+        ) from error
     # Not imageio_ffmpeg.write_frames: it says neither whether the encoder succeeded nor why it did not.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *_PICTURES_IN, "-i", "-", *_VIDEO_OUT, str(file)]
+    command = [program, "-y", "-v", "error", *_PICTURES_IN, "-i", "-", *_VIDEO_OUT, str(file)]
     # In a session of its own, so that Ctrl-C stops the command alone, and the command the encoder.
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert encoder.stdin is not None
@@ -237,8 +245,9 @@ def write_video(file: Path, pictures: Iterable[Image.Image]) -> None:
     finally:
         _, said = encoder.communicate()
     if encoder.returncode != 0:
-        reasons = said.decode(errors="replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
-        raise OutputError(f"{file} cannot be written: the video encoder failed with: {reasons[-1]}")
+        lines = said.decode(errors="replace").strip().splitlines() or [f"exit code {encoder.returncode}"]
+        reason = re.sub(r"^\[[^]]*\] ", "", lines[-1])  # without the name of a part of the encoder
+        raise OutputError(f"no video can be written to {file.parent}; the encoder says: {reason}")
 
 
 @final

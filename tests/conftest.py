@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ RUN_WORDS = (
 
 
 @pytest.fixture(autouse=True)
-def _one_torch_thread() -> Iterator[None]:
+def _one_torch_thread() -> None:
     """Tests share two cores with each other's subprocesses; spinning OpenMP threads would slow all of them."""
     torch.set_num_threads(1)
-    yield
 
 
 @pytest.fixture(scope="session")

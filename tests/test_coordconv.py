@@ -1001,3 +1001,10 @@ def test_a_lazy_convolution_has_to_be_run_before_it_is_converted() -> None:
     before = model(images)
     assert torch.equal(convert(model)(images), before)
     assert isinstance(model[0], CoordConv2d)
+
+
+@pytest.mark.parametrize("side", range(1, 60))
+def test_coordinates_are_exactly_symmetric_and_end_at_one(side: int) -> None:
+    row = coordinate_grid(side, 3)[0, 0, :, 0]
+    assert torch.equal(row, -row.flip(0))
+    assert row[-1] == (1.0 if side > 1 else 0.0)

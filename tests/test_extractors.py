@@ -618,7 +618,7 @@ def test_channels_last_spaces_are_refused(extractor: str, space: spaces.Box, opt
     message = refusal_of(extractor, space, **options)
     assert "its last side is the smallest, so it looks channels-last" in message
     assert "takes (channels, height, width)" in message
-    assert "VecTransposeImage" in message
+    assert "SB3 transposes uint8 images by itself" in message
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -668,3 +668,13 @@ def test_bytes_reach_the_network_divided_by_255() -> None:
 def test_a_refusal_reaches_the_user_of_sb3_as_it_is() -> None:
     with pytest.raises(RequestError, match=r"Box\(0, 255, \(4, 20, 20\), uint8\): images of 20x20 are too small"):
         A2C("CnnPolicy", Pixels((4, 20, 20)), policy_kwargs=policy_kwargs("coord"), device="cpu")
+
+
+def test_options_that_do_not_exist_or_would_do_nothing_are_refused() -> None:
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    with pytest.raises(RequestError, match="coordinates is 'frist'; it is one of none, first, all; did you mean first"):
+        CoordNatureCNN(space, coordinates="frist")
+    with pytest.raises(RequestError, match="channels is 'noise'; it is one of coordinates, shuffled, constant"):
+        CoordNatureCNN(space, coordinates="first", channels="noise")
+    with pytest.raises(RequestError, match="nothing for with_radius or channels to change"):
+        CoordNatureCNN(space, with_radius=True)

@@ -1,0 +1,52 @@
+"""The README tells the truth: its snippet runs, its commands and tables match what is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coordrl
+from coordrl.suites import EXTRACTOR_SUMMARIES
+
+ROOT = Path(coordrl.__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_snippet_for_sb3_runs_as_it_stands_and_is_short(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 10
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_picture_and_page_it_links_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_its_table_of_extractors_is_complete() -> None:
+    table = README.split("| extractor |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z-]+)`", table)) == set(EXTRACTOR_SUMMARIES)
+
+
+@pytest.mark.parametrize(
+    "command", ["scripts/train", "scripts/test", "scripts/check", "scripts/bench", "scripts/curve"]
+)
+def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
+    assert command in README
+    assert (ROOT / command).stat().st_mode & 0o111
+
+
+def test_no_placeholder_was_left() -> None:
+    assert "RESULTS" not in README
