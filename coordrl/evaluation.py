@@ -79,10 +79,11 @@ class Player:
         policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(observations)
         if isinstance(policy, ActorCriticPolicy):
-            categorical: Any = policy.get_distribution(tensor).distribution
-            probabilities: Tensor = categorical.probs.cpu()
+            # One pass through the network for both heads, where get_distribution and predict_values take two.
+            for_policy, for_value = policy.mlp_extractor(policy.extract_features(tensor))
+            probabilities: Tensor = policy.action_net(for_policy).softmax(dim=1).cpu()
             actions = torch.multinomial(probabilities, 1, generator=self._torch_rng).squeeze(1).numpy()
-            values = policy.predict_values(tensor).squeeze(1).cpu().numpy()
+            values = policy.value_net(for_value).squeeze(1).cpu().numpy()
             return Decision(actions, values, probabilities.numpy())
         assert isinstance(self.model, DQN)
         q_values: NDArray[np.float32] = self.model.q_net(tensor).cpu().numpy()

@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder.is_finished(spec):
             print(f"{folder.path} is finished; see its curves with: tensorboard --logdir {folder.path}")
             return 0
-        from coordrl.training import Options, train  # torch, SB3 and the emulator: seconds to import
+        from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import
+        from coordrl.training import train
 
         options = Options(
             device=arguments.device,

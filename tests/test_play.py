@@ -20,7 +20,8 @@ import coordrl
 from coordrl import play, train
 from coordrl.algorithms import environment_seed
 from coordrl.errors import CoordrlError, OutputError, RequestError
-from coordrl.play import Lockstep, make_card, play_game
+from coordrl.lockstep import Lockstep
+from coordrl.play import make_card, play_game
 from coordrl.results import RunFolder
 from coordrl.video import SIZE, Card, ContactSheet, Moment, Painter, clock, write_video
 
