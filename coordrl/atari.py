@@ -4,7 +4,8 @@ Where this differs from SB3's own wrappers (AtariWrapper, VecFrameStack, Monitor
 
 - Frames become grey before the maximum over two frames is taken, after it in SB3: pixels can differ a
   little.
-- No-ops at a game's start: FIRE, then up to 28 no-ops (0 to 29 without FIRE); SB3: 1 to 30, then FIRE.
+- No-ops at a game's start: one frame of FIRE, then up to 28 no-ops (0 to 29 without FIRE); SB3: 1 to 30
+  no-ops, then four frames of FIRE and four of action 2.
 - After a lost life in a game that has FIRE, SB3 steps that environment alone (no-op, FIRE, action 2)
   inside `reset`. Environments cannot be stepped alone here, so the next two actions of that environment
   are replaced by FIRE and action 2; `info["replaced_action"]` says so. Rewards in them count.
@@ -21,7 +22,6 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
-import ale_py
 import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
@@ -79,7 +79,7 @@ class AtariVecEnv(VecEnv):
         if num_threads is not None and num_threads < 1:
             raise RequestError(f"num_threads is {num_threads}; it is at least 1, or None for one a core")
         self._waiting = False
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on stderr
+        self._ready = False  # reset at least once
         emulators = make_emulators(
             self.game, n_envs, protocol=protocol, num_threads=num_threads or min(n_envs, available_cores())
         )
@@ -124,6 +124,7 @@ class AtariVecEnv(VecEnv):
         observations, info = self._ale.reset(seed=seeds)
         self._reset_seeds()
         self._reset_options()
+        self._ready = True
         self._lives = info["lives"].copy()
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -139,6 +140,8 @@ class AtariVecEnv(VecEnv):
         """
         if self._waiting:  # two threads would emulate one game, and step_wait would lag a step behind for ever
             raise RequestError("step_async was called twice; call step_wait in between")
+        if not self._ready:
+            raise RequestError("the environments were never reset; call reset before the first step")
         chosen = np.asarray(actions)
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise RequestError(

@@ -112,11 +112,12 @@ def find_game(name: str) -> str:
         RequestError: no game is called so; up to three suggestions.
     """
     plain = {_plain(game): game for game in games()}
-    wanted = _plain(re.sub(r"(NoFrameskip)?-v\d+$", "", name.strip().removeprefix("ALE/")))
+    wanted = _plain(re.sub(r"^ale/|(noframeskip)?-v\d+$", "", name.strip().lower()))
     if wanted in plain:
         return plain[wanted]
     hint = suggest(wanted, plain.values(), key=plain) or "; see them all with: coordrl train --list"
-    raise RequestError(f'there is no game "{name}"{hint}')
+    shown = name if name.isprintable() else name.encode("unicode_escape").decode()  # on one line, whatever it holds
+    raise RequestError(f'there is no game "{shown}"{hint}')
 
 
 def find_protocol(name: str) -> Protocol:

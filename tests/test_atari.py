@@ -879,7 +879,7 @@ def test_step_async_twice_is_refused_and_the_first_goes_on(make):
 
 def test_a_step_before_the_first_reset_is_refused_and_reset_still_works(make):
     env = make("Pong", reset=False)
-    with pytest.raises(RuntimeError, match="before reset"):  # ale-py's own words
+    with pytest.raises(RequestError, match="never reset; call reset before the first step"):
         env.step(noops(env))
     assert env.reset().shape == (1, 4, 84, 84)
     env.step(noops(env))

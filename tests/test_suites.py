@@ -92,8 +92,10 @@ def test_any_text_finds_a_game_or_is_refused_by_name(name):
     with contextlib.suppress(RequestError):
         assert find_game(name) in games()
         return
-    with pytest.raises(RequestError, match=re.escape(f'"{name}"')):
+    shown = name if name.isprintable() else name.encode("unicode_escape").decode()
+    with pytest.raises(RequestError, match=re.escape(f'"{shown}"')) as refused:
         find_game(name)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
