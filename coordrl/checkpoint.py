@@ -13,6 +13,7 @@ any moment leaves either the one before or this one.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -56,20 +57,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     partial = folder / f".{place.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for group, tensors in checkpoint.tensors.items():
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(whole, partial / f"{group}.safetensors")
-    for name, array in checkpoint.arrays.items():
-        np.save(partial / f"{name}.npy", array, allow_pickle=False)
-    state = {"step": checkpoint.step, **checkpoint.state}
-    (partial / "state.json").write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
-    files = {file.name: _measure(file) for file in sorted(partial.iterdir())}
-    manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for file in partial.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    sync_folder(partial)
+    try:
+        _write_files(partial, checkpoint)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # most often the disk is full: give the room back
+        raise
     if place.exists():  # the one that was there did not verify
         shutil.rmtree(place)
     partial.rename(place)
@@ -77,6 +69,34 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in _places(folder)[KEEP:]:
         shutil.rmtree(old)
     return place
+
+
+def _write_files(place: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's files through to the disk, the manifest last.
+
+    Every file goes through Python's own writing, because only that reports a full disk as an OSError.
+    """
+    for group, tensors in checkpoint.tensors.items():
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        (place / f"{group}.safetensors").write_bytes(safetensors.torch.save(whole))
+    for name, array in checkpoint.arrays.items():
+        (place / f"{name}.npy").write_bytes(array_bytes(array))
+    state = {"step": checkpoint.step, **checkpoint.state}
+    (place / "state.json").write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
+    files = {file.name: _measure(file) for file in sorted(place.iterdir())}
+    manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
+    (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for file in place.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    sync_folder(place)
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """Return an array in .npy's format, without pickle."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def read_newest(folder: Path) -> Checkpoint | None:

@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.algorithms import environment_seed, snapshot
-from coordrl.checkpoint import write_checkpoint
+from coordrl.checkpoint import array_bytes, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
@@ -233,7 +233,7 @@ class Course(BaseCallback):
         maps = position_maps(self._layer, height, width)
         self.folder.coordinates.mkdir(exist_ok=True)
         file = self.folder.coordinates / f"maps-{step:012d}.npy"
-        replace_file(file, lambda partial: np.save(partial, maps, allow_pickle=False))
+        replace_file(file, lambda partial: partial.write_bytes(array_bytes(maps)))
         self.view.write_maps(maps, step)
 
     @contextmanager

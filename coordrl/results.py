@@ -201,10 +201,14 @@ def write_json(file: Path, data: Any) -> None:
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` write a file beside this one, then move it here, through to the disk."""
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
-    write(partial)
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(file)
+    try:
+        write(partial)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)
 
 

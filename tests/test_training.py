@@ -357,3 +357,25 @@ def test_machado_runs_lie_elsewhere_and_have_all_actions(tmp_path: Path) -> None
     assert result["final_return_games"] == 0
     saved = safetensors.torch.load_file(folder.checkpoints / "000000000080" / "policy.safetensors")
     assert saved["action_net.weight"].shape == (18, 512)
+
+
+def test_a_full_disk_exits_with_74_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = "--game Pong --steps 400 --set n_envs=2 --checkpoint-every 200 --eval-every 0"
+    folder = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0")
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, resource.RLIM_INFINITY));"
+    limit += " from coordrl.train import main; sys.exit(main(sys.argv[1:]))"  # no file may grow beyond 5 MB
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *words.split(), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 74
+    assert "File too large; mend that, and the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(folder.checkpoints.iterdir()) == []
+    done = run(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_rows(folder.progress_file)[-1]["step"] == 400
