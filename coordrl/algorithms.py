@@ -13,6 +13,7 @@ import torch
 from stable_baselines3 import A2C, DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -60,26 +61,30 @@ def build_model(spec: Spec, env: VecEnv, *, device: str = "auto") -> BaseAlgorit
 
     The weights that the arms of one seed share (image convolutions, linear layer, heads) are bit-equal:
     they are copied from a twin without coordinates that is built with the same seed. Afterwards every
-    generator is seeded again, so that the number of weights drawn changes nothing either.
+    generator is seeded again, so that the number of weights drawn changes nothing either. The
+    environment's own seeds are the caller's affair.
     """
+    set_random_seed(spec.seed)
     model = _construct(spec, spec.extractor, env, device)
     twin = EXTRACTORS[spec.extractor].twin
     if twin != spec.extractor:
         # The twin lives for its weights alone: no room for its replay memory.
         small = {name: 1 if name == "buffer_size" else value for name, value in spec.settings.items()}
+        set_random_seed(spec.seed)
         copy_shared_weights(_construct(spec, twin, env, device, small), model)
-    model.set_random_seed(spec.seed)
+    set_random_seed(spec.seed, using_cuda=model.device.type == "cuda")
+    model.action_space.seed(spec.seed)
     return model
 
 
 def _construct(
     spec: Spec, extractor: str, env: VecEnv, device: str, settings: Mapping[str, Value] | None = None
 ) -> BaseAlgorithm:
-    """Call SB3's constructor for an extractor."""
+    """Call SB3's constructor for an extractor; without a seed, which it would pass on to the environment."""
     kwargs = policy_kwargs(extractor)
     algorithm, arguments = ALGORITHMS[spec.algorithm](settings or spec.settings, kwargs)
     constructor: Any = algorithm  # BaseAlgorithm's own signature knows none of these arguments
-    model: BaseAlgorithm = constructor("CnnPolicy", env, seed=spec.seed, device=device, **arguments)
+    model: BaseAlgorithm = constructor("CnnPolicy", env, device=device, **arguments)
     return model
 
 
@@ -101,8 +106,8 @@ def check_device(device: str) -> None:
     """
     try:
         if device != "auto":
-            torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f'device "{device}" cannot be used here: {reason}. Use auto or cpu') from error
 
@@ -141,6 +146,8 @@ def snapshot(model: BaseAlgorithm, more: Mapping[str, Any]) -> Checkpoint:
         **more,
     }
     arrays = {"torch_rng": torch.get_rng_state().numpy().copy(), "numpy_rng": numpy_state["state"]["key"].copy()}
+    if model.device.type == "cuda":
+        arrays["cuda_rng"] = torch.cuda.get_rng_state(model.device).numpy().copy()
     tensors: dict[str, Mapping[str, Tensor]] = {"policy": dict(model.policy.named_parameters()), "optimizer": moments}
     return Checkpoint(model.num_timesteps, tensors, arrays, state)
 
@@ -170,6 +177,8 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     np.random.set_state({"bit_generator": "MT19937", "state": numpy_rng, **gaussian})
     model.action_space.np_random.bit_generator.state = state["action_rng"]
     torch.set_rng_state(torch.from_numpy(checkpoint.arrays["torch_rng"]))
+    if model.device.type == "cuda" and "cuda_rng" in checkpoint.arrays:
+        torch.cuda.set_rng_state(torch.from_numpy(checkpoint.arrays["cuda_rng"]), model.device)
 
 
 def restore_weights(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
@@ -217,5 +226,4 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     model = _construct(spec, spec.extractor, env, device, settings)
     restore_weights(model, checkpoint)
     model.num_timesteps = checkpoint.step
-    env.seed(seed)  # SB3's constructor has just seeded it with the run's own
     return model

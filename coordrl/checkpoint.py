@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coordrl.errors import ResumableError
-from coordrl.results import sync_folder
+from coordrl.results import sync_file, sync_folder
 
 FORMAT = 1  # raised when the files change their meaning; another number is refused, never guessed at
 KEEP = 2  # verified checkpoints of a run
@@ -66,8 +65,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(place)
     partial.rename(place)
     sync_folder(folder)
-    for old in _places(folder)[KEEP:]:
-        shutil.rmtree(old)
+    # Newer ones did not verify when this run went on from an older one: they belong to no run any more.
+    kept = [old for old in _places(folder) if int(old.name) <= checkpoint.step][:KEEP]
+    for old in _places(folder):
+        if old not in kept:
+            shutil.rmtree(old)
     return place
 
 
@@ -87,8 +89,7 @@ def _write_files(place: Path, checkpoint: Checkpoint) -> None:
     manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
     (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for file in place.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync_file(file)
     sync_folder(place)
 
 

@@ -73,14 +73,14 @@ class ProgressLine:
             self._progress.update(self._task, completed=done, text=text, refresh=True)
         else:
             share = 100 * done / max(self._total, 1)
-            print(f"{self._label}: {done:,} of {self._total:,} ({share:.1f} %) · {text}", file=sys.stderr, flush=True)
+            _tell(f"{self._label}: {done:,} of {self._total:,} ({share:.1f} %) · {text}")
 
     def say(self, text: str) -> None:
         """Print a line of its own above the live line."""
         if self._live:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _tell(text)
 
     def _left(self, done: int, now: float) -> str:
         """Say how much time is left, at the rate so far."""
@@ -88,6 +88,12 @@ class ProgressLine:
             return ""
         seconds = (now - self._began) / (done - self._start) * max(self._total - done, 0)
         return f"{format_seconds(seconds)} left"
+
+
+def _tell(text: str) -> None:
+    """Print a line on stderr; nobody listening any more is no reason to end a training."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:
@@ -150,6 +156,8 @@ def _join_settings(argv: Sequence[str]) -> list[str]:
             if word.startswith("--"):
                 target = others
             target.append(word)
+    if values == [] and "--set" in argv:
+        raise RequestError("--set takes NAME=VALUE; for example --set learning_rate=3e-4")
     return [*others, "--set", *values] if values else others
 
 
@@ -199,14 +207,26 @@ Count = Annotated[
         str_from_instance=lambda value: [f"{value:,}"],
     ),
 ]
-# Not tuple[str, ...]: tyro checks its default with typeguard, whose import takes a fifth of a second.
+
+
+class Words(tuple[str, ...]):
+    """The values of --set.
+
+    A class of its own, because tyro checks the default of a tuple[str, ...] with typeguard, whose import
+    takes a fifth of a second.
+    """
+
+    __slots__ = ()
+
+
+NO_WORDS = Words()
 Settings = Annotated[
-    tuple[str, ...],
+    Words,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME=VALUE ...",
-        instance_from_str=tuple,
-        is_instance=lambda value: isinstance(value, tuple),
+        instance_from_str=Words,
+        is_instance=lambda value: isinstance(value, Words),
         str_from_instance=list,
     ),
 ]

@@ -190,16 +190,7 @@ class CoordConv2d(nn.Module):
         Raises:
             RequestError: `order` is not row and column, with or without radius.
         """
-        if sorted(order) not in (["column", "row"], ["column", "radius", "row"]):
-            raise RequestError(
-                f"order is {list(order)}; it names row and column, and radius if there is one, each once"
-            )
-        in_channels = conv.in_channels - conv.groups * len(order)
-        if in_channels <= 0:
-            raise RequestError(
-                f"the convolution has {conv.in_channels} input channels; with {len(order)} coordinates in each of its"
-                f" {conv.groups} groups none is left for the image"
-            )
+        in_channels = _image_channels(conv, order)
         layer = cls(
             in_channels,
             conv.out_channels,
@@ -324,6 +315,61 @@ class CoordConvTranspose2d(nn.Module):
             dtype=dtype,
         )
 
+    @classmethod
+    def from_concatenated(
+        cls, conv: nn.ConvTranspose2d, *, order: Sequence[str] = ("row", "column")
+    ) -> CoordConvTranspose2d:
+        """Split a transposed convolution over concatenated channels; see CoordConv2d.from_concatenated."""
+        in_channels = _image_channels(conv, order)
+        layer = cls(
+            in_channels,
+            conv.out_channels,
+            _pair(conv.kernel_size),
+            _pair(conv.stride),
+            _pair(conv.padding),  # type: ignore[arg-type]  # only convolutions that are not transposed take words
+            _pair(conv.output_padding),
+            conv.groups,
+            conv.bias is not None,
+            _pair(conv.dilation),
+            with_radius=len(order) == 3,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        places = [order.index(name) for name in COORDINATES[: len(order)]]
+        each = in_channels // conv.groups
+        groups = conv.weight.chunk(conv.groups, dim=0)  # of one group's inputs and its share of the outputs each
+        with torch.no_grad():
+            layer.image.weight.copy_(torch.cat([group[:each] for group in groups], dim=0))
+            layer.coordinates.weight.copy_(torch.cat([group[each:][places] for group in groups], dim=1))
+            if conv.bias is not None and layer.image.bias is not None:
+                layer.image.bias.copy_(conv.bias)
+        return layer.train(conv.training)
+
+    def to_concatenated(self) -> nn.ConvTranspose2d:
+        """Join both halves into one `nn.ConvTranspose2d`; see CoordConv2d.to_concatenated."""
+        image = self.image
+        conv = nn.ConvTranspose2d(
+            image.in_channels + image.groups * self.coordinates.in_channels,
+            image.out_channels,
+            _pair(image.kernel_size),
+            _pair(image.stride),
+            _pair(image.padding),  # type: ignore[arg-type]  # only convolutions that are not transposed take words
+            _pair(image.output_padding),
+            image.groups,
+            image.bias is not None,
+            _pair(image.dilation),
+            device=image.weight.device,
+            dtype=image.weight.dtype,
+        )
+        halves = zip(
+            image.weight.chunk(image.groups, dim=0), self.coordinates.weight.chunk(image.groups, dim=1), strict=True
+        )
+        with torch.no_grad():
+            conv.weight.copy_(torch.cat([half for group in halves for half in group], dim=0))
+            if image.bias is not None and conv.bias is not None:
+                conv.bias.copy_(image.bias)
+        return conv.train(self.training)
+
     def forward(self, images: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve images (batch, in_channels, height, width); `output_size` as in `nn.ConvTranspose2d`."""
         height, width = images.shape[-2:]
@@ -408,6 +454,19 @@ def _choose(convolutions: dict[str, nn.Conv2d], which: Which) -> list[str]:
                 f'"{name}" is a lazy convolution without a size yet; run the model once, then convert it'
             )
     return chosen
+
+
+def _image_channels(conv: nn.Conv2d | nn.ConvTranspose2d, order: Sequence[str]) -> int:
+    """Return how many input channels of a convolution over concatenated channels are the image's."""
+    if sorted(order) not in (["column", "row"], ["column", "radius", "row"]):
+        raise RequestError(f"order is {list(order)}; it names row and column, and radius if there is one, each once")
+    in_channels = conv.in_channels - conv.groups * len(order)
+    if in_channels <= 0:
+        raise RequestError(
+            f"the convolution has {conv.in_channels} input channels; with {len(order)} coordinates in each of its"
+            f" {conv.groups} groups none is left for the image"
+        )
+    return in_channels
 
 
 def _coordinates_beside(image: nn.Conv2d, with_radius: bool) -> nn.Conv2d:

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -24,8 +25,8 @@ from coordrl.console import ProgressLine, format_seconds
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
-from coordrl.evaluation import evaluate
-from coordrl.results import WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, write_json
+from coordrl.evaluation import describe_games, evaluate
+from coordrl.results import WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
 from coordrl.suites import FRAMES_PER_STEP
 
 ROWS = 1_000  # of progress.jsonl in a long run, about
@@ -95,8 +96,7 @@ class Course(BaseCallback):
         self._row_every = max(spec.steps // ROWS, 1)
         self._map_every = max(spec.steps // MAPS, 1)
         self._last_row = self._last_checkpoint = self._last_evaluation = self._last_map = begins_at
-        evaluations = read_rows(folder.evaluations_file)
-        self._last_evaluation = evaluations[-1]["step"] if evaluations else 0
+        self._refills = begins_at > 0  # DQN's replay memory, which is not part of a checkpoint
         self._seconds_before = seconds
         self._began = self._row_time = time.monotonic()
         self._busy = 0.0  # seconds in evaluations and checkpoints since the last row
@@ -115,21 +115,35 @@ class Course(BaseCallback):
     def _on_rollout_start(self) -> None:
         step = self.model.num_timesteps
         self._check_losses()
+        self._hold_updates()
         self.line.update(step, lambda: self._describe(step))
-        if step - self._last_row >= self._row_every:
+        if _is_due(self._row_every, self._last_row, step):
             self._write_row()
-        if step - self._last_map >= self._map_every:
+        if _is_due(self._map_every, self._last_map, step):
             self._draw_maps()
         if self._signals.received:
             self._stop()
-        if 0 < self.options.eval_every <= step - self._last_evaluation:
+        if _is_due(self.options.eval_every, self._last_evaluation, step):
             self._evaluate()
-        if step - self._last_checkpoint >= self.options.checkpoint_every:
+        if _is_due(self.options.checkpoint_every, self._last_checkpoint, step):
             self._write_checkpoint()
+
+    def _hold_updates(self) -> None:
+        """Let a resumed DQN play, with its own epsilon, until its replay memory is as full as at its first update.
+
+        SB3 would begin at once, with batches of 32 from a handful of transitions. (Raising
+        `learning_starts` would not do: it makes the play random as well.)
+        """
+        if self._refills and isinstance(self.model, DQN):
+            assert self.model.replay_buffer is not None
+            held = self.model.replay_buffer.size() * self.model.n_envs
+            self._refills = held < min(self.model.learning_starts, self.model.buffer_size)
+            self.model.gradient_steps = 0 if self._refills else int(self.spec.settings["gradient_steps"])
 
     def finish(self) -> None:
         """Write the last row, the last evaluation, the last checkpoint, SB3's export, and the result."""
         self._check_losses()
+        self._check_weights()
         step = self.model.num_timesteps
         if step > self._last_row:
             self._write_row()
@@ -158,7 +172,7 @@ class Course(BaseCallback):
         self.line.say(f"done in {format_seconds(seconds)}: {_final_return(returns)}")
         if evaluation:
             row = evaluation[0]
-            self.line.say(f"score {row['mean']:,.1f} ± {row['std']:,.1f} over {len(row['returns'])} whole games")
+            self.line.say(f"score {row['mean']:,.1f} (spread {row['std']:,.1f}) over {len(row['returns'])} whole games")
         self.line.say(f"curves: tensorboard --logdir {self.folder.path}")
         self.line.say(f"video:  coordrl play {self.folder.path}")
 
@@ -212,7 +226,7 @@ class Course(BaseCallback):
             "games_finished": self._games_finished,
             "games": self._games,
             "train": {name: _finite(value) for name, value in losses.items()},
-            "coordinates": {f"coordinates/{name}": value for name, value in norms.items()},
+            "coordinates": {f"coordinates/{name}": _finite(value) for name, value in norms.items()},
         }
 
     def _write_row(self) -> None:
@@ -250,8 +264,17 @@ class Course(BaseCallback):
         step = self.model.num_timesteps
         episodes = self.options.eval_episodes
 
-        def on_step(games: int, steps: int) -> None:
-            self.line.update(step, lambda: f"evaluating: {games} of {episodes} games")
+        began = time.monotonic()
+        self._check_weights()
+
+        def on_step(returns: list[float], steps: int) -> None:
+            self.line.update(
+                step,
+                lambda: (
+                    f"evaluating: {len(returns)} of {episodes} games · "
+                    + describe_games(returns, steps, time.monotonic() - began)
+                ),
+            )
             if self._signals.received:
                 self._stop()
 
@@ -262,6 +285,7 @@ class Course(BaseCallback):
                 "step": step,
                 "frames": step * FRAMES_PER_STEP,
                 "protocol": self.spec.protocol,
+                "seconds": round(self._seconds(), 3),
                 "mean": evaluation.mean,
                 "std": evaluation.std,
                 "returns": evaluation.returns,
@@ -278,11 +302,16 @@ class Course(BaseCallback):
         with self._pause():
             self._check_weights()
             self.view.flush()
+            for log in (self.folder.progress_file, self.folder.evaluations_file):
+                if log.exists():
+                    sync_file(log)  # a checkpoint relies on the logs up to it
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, {"seconds": round(self._seconds(), 3)}))
             self._last_checkpoint = self.model.num_timesteps
 
     def _export(self) -> None:
         """Write model.zip for SB3."""
+        if isinstance(self.model, DQN):
+            self.model.gradient_steps = int(self.spec.settings["gradient_steps"])  # see _hold_updates
         replace_file(self.folder.export_file, self.model.save)
 
     def _stop(self) -> None:
@@ -297,6 +326,14 @@ class Course(BaseCallback):
     def _seconds(self) -> float:
         """Return the run's time so far, in all of its processes."""
         return self._seconds_before + time.monotonic() - self._began
+
+
+def _is_due(every: int, last: int, step: int) -> bool:
+    """Say whether a multiple of `every` lies after `last` and not after `step`; never if `every` is 0.
+
+    Counted from step 0, so that arms whose rollouts are longer or shorter do it at the same steps.
+    """
+    return every > 0 and step // every > last // every
 
 
 def _final_return(returns: list[float]) -> str:

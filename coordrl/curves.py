@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from coordrl.coordinates import draw_maps
-from coordrl.results import Spec
+from coordrl.results import RunFolder, Spec, read_rows
 from coordrl.suites import FRAMES_PER_STEP
 
 
@@ -21,14 +22,28 @@ from coordrl.suites import FRAMES_PER_STEP
 class TensorBoardView:
     """Writes a run's rows as TensorBoard scalars, its position maps as images, its recipe as text.
 
+    The view of a resumed run is made anew from its logs. (TensorBoard's own way to take events back,
+    `purge_step`, is not known to the data server that it reads with by default.)
+
     Args:
-        folder: the run's tensorboard/.
-        resumed_at: the step of the checkpoint that the run goes on from. What an earlier process wrote
-            after it is taken back, so that the curve stays one line.
+        folder: the run.
+        seconds: that the run has taken so far, in all of its processes.
     """
 
-    def __init__(self, folder: Path, *, resumed_at: int | None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
+    def __init__(self, folder: RunFolder, seconds: float) -> None:
+        shutil.rmtree(folder.tensorboard, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder.tensorboard))
+        self._started = time.time() - seconds  # so that the axis of relative time is the run's own
+        self._now: float | None = None
+        for row in read_rows(folder.progress_file):
+            self._now = self._started + row["seconds"]
+            self.write_row(row)
+        for row in read_rows(folder.evaluations_file):
+            self._now = self._started + row["seconds"]
+            self.write_evaluation(row)
+        for file, step in folder.position_maps():
+            self.write_maps(np.load(file, allow_pickle=False), step)
+        self._now = None
 
     def write_spec(self, spec: Spec, recipe: str, command: str) -> None:
         """Write the recipe and the command as text, and the hyper-parameters."""
@@ -60,11 +75,13 @@ class TensorBoardView:
         self._scalar("eval/max_reward", returns.max(), step)
         self._scalar("eval/mean_ep_length", np.mean(row["lengths"]), step)
         self._scalar("eval/frames", step * FRAMES_PER_STEP, step)
-        self._writer.add_histogram("eval/returns", returns, step)
+        self._writer.add_histogram("eval/returns", returns, step, walltime=self._now)
 
     def write_maps(self, maps: NDArray[np.float32], step: int) -> None:
         """Write position maps, (filters, height, width), as one picture."""
-        self._writer.add_image("coordinates/position_maps", draw_maps(maps), step, dataformats="HWC")
+        self._writer.add_image(
+            "coordinates/position_maps", draw_maps(maps), step, walltime=self._now, dataformats="HWC"
+        )
 
     def flush(self) -> None:
         """Force what was written to the disk."""
@@ -76,4 +93,4 @@ class TensorBoardView:
 
     def _scalar(self, name: str, value: float | None, step: int) -> None:
         if value is not None:
-            self._writer.add_scalar(name, float(value), step)
+            self._writer.add_scalar(name, float(value), step, walltime=self._now)

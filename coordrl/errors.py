@@ -34,7 +34,7 @@ class OutputError(CoordrlError):
 
 
 class ResumableError(CoordrlError):
-    """Reading, writing or emulating failed half-way; the same command goes on from the last checkpoint."""
+    """Reading or writing failed half-way; once that is mended, the same command goes on."""
 
     exit_code = 74
 

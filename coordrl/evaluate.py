@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +56,20 @@ def _evaluate(arguments: EvaluateArguments) -> int:
         raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
     spec = RunFolder(arguments.run).read_spec()
     from coordrl.algorithms import environment_seed, load  # torch, SB3 and the emulator: seconds to import
-    from coordrl.evaluation import evaluate, evaluation_epsilon
+    from coordrl.evaluation import describe_games, evaluate, evaluation_epsilon
 
     model = load(arguments.run, device=arguments.device)
     seed = environment_seed(arguments.seed, "evaluate command")
+    began = time.monotonic()
     with ProgressLine(f"evaluating {spec.game}", arguments.episodes) as line:
         evaluation = evaluate(
             model,
             spec,
             arguments.episodes,
             seed=seed,
-            on_step=lambda games, steps: line.update(games, lambda: f"{steps:,} steps"),
+            on_step=lambda returns, steps: line.update(
+                len(returns), lambda: describe_games(returns, steps, time.monotonic() - began)
+            ),
         )
     if arguments.json:
         scores = {"mean": evaluation.mean, "std": evaluation.std, "half_width_95": evaluation.half_width}
@@ -76,9 +80,10 @@ def _evaluate(arguments: EvaluateArguments) -> int:
         return 0
     who = f"{spec.agent} with {spec.extractor}, seed {spec.seed}, after {model.num_timesteps:,} steps"
     print(f"{spec.game} ({spec.protocol}): {who}")
+    half = evaluation.half_width
+    interval = "no interval from one game" if half is None else f"± {half:,.1f}, 95 % interval of the mean"
     print(
-        f"  mean return {evaluation.mean:,.1f} ± {evaluation.half_width:,.1f} (95 % interval of the mean),"
-        f" spread {evaluation.std:,.1f}, over {len(evaluation.returns)} games"
+        f"  mean return {evaluation.mean:,.1f} ({interval}), spread {evaluation.std:,.1f}, {len(evaluation.returns)} games"
     )
     lengths = [length * FRAMES_PER_STEP for length in evaluation.lengths]
     print(

@@ -6,6 +6,7 @@ a training would change it, and DQN explores in all environments together with t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -51,9 +53,10 @@ class Evaluation:
         return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
 
     @property
-    def half_width(self) -> float:
-        """Half the width of the normal 95 % interval of the mean; 0 for one game."""
-        return 1.96 * self.std / float(np.sqrt(len(self.returns)))
+    def half_width(self) -> float | None:
+        """Half the width of the 95 % interval of the mean (Student's t); None for one game, which has none."""
+        games = len(self.returns)
+        return float(stdtrit(games - 1, 0.975)) * self.std / math.sqrt(games) if games > 1 else None
 
 
 @final
@@ -104,7 +107,7 @@ def evaluate(
     episodes: int,
     *,
     seed: int,
-    on_step: Callable[[int, int], None] = lambda games, steps: None,
+    on_step: Callable[[list[float], int], None] = lambda returns, steps: None,
 ) -> Evaluation:
     """Play whole games under the run's protocol, with raw rewards and actions sampled as in training.
 
@@ -116,7 +119,7 @@ def evaluate(
         spec: the run it belongs to.
         episodes: how many games, at least 1.
         seed: of the environments and of the player.
-        on_step: called after every step with the games and steps so far; may raise to stop.
+        on_step: called after every step with the returns and the number of steps so far; may raise to stop.
 
     Raises:
         RequestError: no episodes.
@@ -140,7 +143,13 @@ def evaluate(
                     done[index] += 1
                     returns[index].append(info["episode"]["r"])
                     lengths[index].append(info["episode"]["l"])
-            on_step(int(done.sum()), steps)
+            on_step([value for one in returns for value in one], steps)
     finally:
         env.close()
     return Evaluation([r for one in returns for r in one], [n for one in lengths for n in one])
+
+
+def describe_games(returns: list[float], steps: int, seconds: float) -> str:
+    """Say how an evaluation goes: the mean so far and its speed."""
+    mean = f"mean return {np.mean(returns):,.1f} so far" if returns else "no game finished yet"
+    return f"{steps / max(seconds, 1e-9):,.0f} steps/s · {mean}"

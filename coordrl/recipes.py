@@ -36,14 +36,14 @@ class Rule:
         return f"{what} {low}" + (f" to {self.high:g}" if self.high != float("inf") else "")
 
 
-_COUNT = Rule(int, 1)
+_COUNT = Rule(int, 1, 10**12)
 _POSITIVE = Rule(float, 0, above_low=True)
 _FRACTION = Rule(float, 0, 1)
 
 # The settings of each algorithm, under SB3's own names where SB3 has them.
 RULES: dict[str, dict[str, Rule]] = {
     "a2c": {
-        "n_envs": _COUNT,
+        "n_envs": Rule(int, 1, 1024),
         "n_steps": _COUNT,
         "learning_rate": _POSITIVE,
         "gamma": _FRACTION,
@@ -55,10 +55,10 @@ RULES: dict[str, dict[str, Rule]] = {
         "rmsprop_eps": _POSITIVE,
     },
     "dqn": {
-        "n_envs": _COUNT,
+        "n_envs": Rule(int, 1, 1024),
         "learning_rate": _POSITIVE,
         "buffer_size": _COUNT,
-        "learning_starts": Rule(int, 0),
+        "learning_starts": Rule(int, 0, 10**12),
         "batch_size": _COUNT,
         "gamma": _FRACTION,
         "train_freq": _COUNT,
@@ -84,7 +84,9 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Write the recipe as resolved, overrides included."""
-        lines = [f"algorithm = {json.dumps(self.algorithm)}", f"summary = {json.dumps(self.summary)}", "", "[settings]"]
+        # A JSON string is a TOML string, but for surrogate pairs and DEL.
+        summary = json.dumps(self.summary, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines = [f'algorithm = "{self.algorithm}"', f"summary = {summary}", "", "[settings]"]
         lines += [f"{name} = {value!r}" for name, value in self.settings.items()]
         return "\n".join(lines) + "\n"
 
@@ -150,7 +152,7 @@ def _parse(path: Path) -> Recipe:
                 f"{suggest(name, ('algorithm', 'summary', 'settings'))}"
             )
     algorithm = data.get("algorithm")
-    if algorithm not in RULES:
+    if not isinstance(algorithm, str) or algorithm not in RULES:
         raise RequestError(f"{path} has algorithm {algorithm!r}; there are {', '.join(RULES)}")
     settings = data.get("settings", {})
     summary = data.get("summary", "")
@@ -182,10 +184,11 @@ def _check(algorithm: str, name: str, value: Any, where: str) -> Value:
         raise RequestError(f'{where}: {algorithm} has no setting "{name}"{hint}')
     rule = rules[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and rule.kind is int and float(value).is_integer():
+    if number and rule.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e5 is a fine way to write a count
     if not number or (rule.kind is int and not isinstance(value, int)):
         raise RequestError(f"{where}: {name} is {value!r}; it is {rule}")
-    if not isfinite(value) or not rule.low <= value <= rule.high or (rule.above_low and value == rule.low):
+    within = rule.low <= value <= rule.high and (isinstance(value, int) or isfinite(value))
+    if not within or (rule.above_low and value == rule.low):
         raise RequestError(f"{where}: {name} is {value!r}; it is {rule}")
     return rule.kind(value)

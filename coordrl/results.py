@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coordrl.errors import BusyError, OutputError, RequestError
-from coordrl.recipes import Value
+from coordrl.recipes import RULES, Value
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
 
@@ -99,6 +99,11 @@ class RunFolder:
         """result.json: written last; finished means that it is there and matches run.json."""
         return self.path / "result.json"
 
+    def position_maps(self) -> list[tuple[Path, int]]:
+        """Return the files of position maps with their steps, in order."""
+        files = sorted(self.coordinates.glob("maps-*.npy"))
+        return [(file, int(file.stem.removeprefix("maps-"))) for file in files]
+
     def read_spec(self) -> Spec:
         """Read the spec from run.json.
 
@@ -106,11 +111,17 @@ class RunFolder:
             RequestError: this is no run's folder, or its run.json is damaged.
         """
         try:
-            return Spec(**json.loads(self.spec_file.read_text(encoding="utf-8"))["spec"])
+            spec = Spec(**json.loads(self.spec_file.read_text(encoding="utf-8"))["spec"])
         except FileNotFoundError as error:
             raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{self.spec_file} cannot be read: {error}") from error
+        if spec.algorithm not in RULES or set(spec.settings) != set(RULES[spec.algorithm]):
+            raise RequestError(
+                f"{self.spec_file} cannot be read: another version of coordrl made it, this one knows {', '.join(RULES)}"
+                " with other settings"
+            )
+        return spec
 
     def state(self) -> str:
         """Say "finished", "unfinished at step N" or "damaged" in a word or four."""
@@ -176,7 +187,7 @@ class RunFolder:
                 f"{self.path} cannot be written: {error.strerror or error}. Choose another --out"
             ) from error
         try:
-            if not _try_lock(handle):
+            if not _try_lock(handle, file):
                 holder = os.read(handle, 32).decode(errors="replace").strip()
                 raise BusyError(
                     f"{self.path} is in use by process {holder or '(unknown)'}; wait for it, or stop it first"
@@ -203,13 +214,18 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
     try:
         write(partial)
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync_file(partial)
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(file.parent)
+
+
+def sync_file(file: Path) -> None:
+    """Force a file's content to the disk."""
+    with file.open("r+b") as handle:  # Windows refuses to do so for a file opened to be read alone
+        os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -255,7 +271,7 @@ def cut_rows(file: Path, step: int) -> None:
         replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _try_lock(handle: int) -> bool:
+def _try_lock(handle: int, file: Path) -> bool:
     """Take the lock on an open file if nobody has it."""
     try:
         import fcntl
@@ -263,6 +279,8 @@ def _try_lock(handle: int) -> bool:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:  # some network file systems
+        raise OutputError(f"{file} cannot be locked: {error.strerror}. Choose an --out on another disk") from error
     return True

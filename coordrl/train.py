@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from coordrl.console import Count, Name, Settings, parse_arguments, run_command
+from coordrl.console import NO_WORDS, Count, Name, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
@@ -54,7 +55,7 @@ class TrainArguments:
     """the rules of the environment"""
     out: Path = Path("runs")
     """the folder of all runs"""
-    set: Settings = ()
+    set: Settings = NO_WORDS
     """change settings of the recipe, for example --set learning_rate=3e-4 n_envs=8"""
     device: Name = "auto"
     """auto, cpu or cuda"""
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint_every=arguments.checkpoint_every,
             eval_every=arguments.eval_every,
             eval_episodes=arguments.eval_episodes,
-            command="coordrl train " + " ".join(words),
+            command="coordrl train " + shlex.join(words),
         )
         train(spec, recipe, folder, options)
         return 0

@@ -30,8 +30,10 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         StoppedError: SIGINT or SIGTERM; a checkpoint was written.
     """
     check_device(options.device)
-    folder.open(spec, _facts(options), recipe)
     with folder.lock(), StopSignals() as signals:
+        folder.open(spec, _facts(options), recipe)
+        if folder.is_finished(spec):
+            return  # by another process, since the caller looked
         checkpoint = read_newest(folder.checkpoints)
         begins_at = checkpoint.step if checkpoint else 0
         n_envs = int(spec.settings["n_envs"])
@@ -43,10 +45,9 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
             if checkpoint:
                 restore(model, checkpoint)
             env.seed(seed)  # after SB3's constructor, which seeds it with the run's own
-            for log in (folder.progress_file, folder.evaluations_file):
-                cut_rows(log, begins_at)
+            _cut_back(folder, begins_at)
             seconds = float(checkpoint.state["seconds"]) if checkpoint else 0.0
-            view = TensorBoardView(folder.tensorboard, resumed_at=begins_at if folder.tensorboard.exists() else None)
+            view = TensorBoardView(folder, seconds)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
                 view.write_spec(spec, recipe, options.command)
@@ -67,6 +68,15 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
             env.close()
 
 
+def _cut_back(folder: RunFolder, step: int) -> None:
+    """Take back what an earlier process logged after the checkpoint at `step`: it will come again, otherwise."""
+    for log in (folder.progress_file, folder.evaluations_file):
+        cut_rows(log, step)
+    for file, of_step in folder.position_maps():
+        if of_step > step:
+            file.unlink()
+
+
 def _announce(
     line: ProgressLine, spec: Spec, folder: RunFolder, model: BaseAlgorithm, begins_at: int, skipped: list[str]
 ) -> None:
@@ -79,7 +89,7 @@ def _announce(
     if begins_at:
         line.say(f"going on from the checkpoint at step {begins_at:,}")
         if "buffer_size" in spec.settings:
-            line.say("the replay memory is not part of a checkpoint: it fills up again from here")
+            line.say("the replay memory is not part of a checkpoint: it fills up again before the next update")
 
 
 def _facts(options: Options) -> dict[str, Any]:

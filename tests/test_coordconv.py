@@ -1008,3 +1008,21 @@ def test_coordinates_are_exactly_symmetric_and_end_at_one(side: int) -> None:
     row = coordinate_grid(side, 3)[0, 0, :, 0]
     assert torch.equal(row, -row.flip(0))
     assert row[-1] == (1.0 if side > 1 else 0.0)
+
+
+@pytest.mark.parametrize("order", [("row", "column"), ("column", "row"), ("radius", "column", "row")])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_layer_exchanges_weights_with_the_concatenated_layout(order: tuple[str, ...], groups: int) -> None:
+    torch.manual_seed(0)
+    other = nn.ConvTranspose2d(4 + groups * len(order), 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    layer = CoordConvTranspose2d.from_concatenated(other, order=order)
+    images = torch.randn(2, 4, 5, 7)
+    grid = coordinate_grid(5, 7, with_radius=True)[:, [("row", "column", "radius").index(name) for name in order]]
+    inputs = torch.cat([part for group in images.chunk(groups, 1) for part in (group, grid.expand(2, -1, -1, -1))], 1)
+    torch.testing.assert_close(layer(images), other(inputs))
+    back = CoordConvTranspose2d.from_concatenated(
+        layer.to_concatenated(), order=("row", "column", "radius")[: len(order)]
+    )
+    assert all(torch.equal(one, two) for one, two in zip(layer.parameters(), back.parameters(), strict=True))
+    with pytest.raises(RequestError, match="order is"):
+        CoordConvTranspose2d.from_concatenated(other, order=("row",))

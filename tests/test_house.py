@@ -26,7 +26,6 @@ FLOORS = [
     {"train", "evaluate", "play"},
     {"__main__"},
 ]
-LIGHT = {"errors", "suites", "recipes", "results", "console", "train", "evaluate", "play", "__main__"}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -75,10 +74,22 @@ def test_importing_coordrl_imports_nothing_else() -> None:
     assert run_python(f"import coordrl, sys; print({heavy} & set(sys.modules))") == "set()"
 
 
-def test_wrong_requests_are_answered_without_a_slow_import() -> None:
-    heavy = "{'torch', 'numpy', 'gymnasium', 'stable_baselines3', 'ale_py', 'typeguard', 'rich.console'}"
-    for module in ("train", "evaluate", "play"):
-        assert run_python(f"import coordrl.{module}, sys; print({heavy} & set(sys.modules))") == "set()"
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --game MsPacmn",
+        "train --game Pong --agent a2",
+        "train --game Pong --extractor cord",
+        "train --game Pong --set gama=1",
+        "train --gaem Pong",
+        "evaluate nowhere",
+        "play nowhere",
+    ],
+)
+def test_a_wrong_request_is_answered_without_a_slow_import(words: str) -> None:
+    heavy = "{'torch', 'numpy', 'scipy', 'gymnasium', 'stable_baselines3', 'ale_py', 'rich.console'}"
+    code = f"import sys; from coordrl.__main__ import main; print(main({words.split()!r}), {heavy} & set(sys.modules))"
+    assert run_python(code) == "2 set()"
 
 
 def test_the_type_marker_is_there() -> None:

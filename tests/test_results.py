@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordrl.errors import BusyError, OutputError, RequestError
+from coordrl.recipes import find_recipe
 from coordrl.results import RunFolder, Spec, append_row, cut_rows, find_runs, read_rows, write_json
 
-SPEC = Spec("Pong", "a2c", "a2c", "coord", "zoo-v4", 0, 1000, {"n_envs": 16, "learning_rate": 7e-4})
+SPEC = Spec("Pong", "a2c", "a2c", "coord", "zoo-v4", 0, 1000, find_recipe("a2c").settings)
 
 
 def test_a_run_lies_where_the_design_says() -> None:
@@ -37,8 +38,13 @@ def test_another_spec_on_the_same_folder_is_refused_with_the_difference(tmp_path
         folder.open(replace(SPEC, steps=2000), {}, "")
     with pytest.raises(RequestError, match="learning_rate is 0.0007 there and 0.1 here"):
         folder.open(replace(SPEC, settings={**SPEC.settings, "learning_rate": 0.1}), {}, "")
-    with pytest.raises(RequestError, match="gamma is None there and 0.9 here"):
-        folder.open(replace(SPEC, settings={**SPEC.settings, "gamma": 0.9}), {}, "")
+
+
+@pytest.mark.parametrize("change", [{"algorithm": "apex"}, {"settings": {"n_envs": 16}}])
+def test_a_run_of_another_version_is_refused_not_guessed_at(change: dict[str, object], tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"spec": {**asdict(SPEC), **change}})
+    with pytest.raises(RequestError, match="another version of coordrl made it"):
+        RunFolder(tmp_path).read_spec()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec": 1}', '{"spec": {"game": "Pong"}}', "\x00\xff"])

@@ -305,6 +305,12 @@ def test_a_stopped_dqn_says_that_its_replay_is_gone_and_its_schedule_stays_strai
     rows = read_rows(folder.progress_file)
     expected = [max(0.01, 1 - 0.99 * row["step"] / 80) for row in rows]
     assert [row["train"]["rollout/exploration_rate"] for row in rows] == pytest.approx(expected, abs=0.06)
+    # 100 steps go by before the resumed run learns again, as before its first update.
+    model = DQN.load(folder.export_file, device="cpu")
+    stopped_at = next(int(word.replace(",", "")) for word in done.stderr.split("at step ")[1].split())
+    assert model._n_updates == pytest.approx((800 - 200) / 4, abs=3)
+    assert model.gradient_steps == 1
+    assert 100 < stopped_at < 700
 
 
 def test_a_diverged_training_stops_with_70_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -379,3 +385,48 @@ def test_a_full_disk_exits_with_74_and_the_same_command_goes_on(tmp_path: Path) 
     done = run(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_rows(folder.progress_file)[-1]["step"] == 400
+
+
+def test_a_training_goes_on_when_nobody_listens_to_its_progress(tmp_path: Path) -> None:
+    words = "--game Pong --steps 400 --set n_envs=2 --eval-every 0"
+    process = start(words, tmp_path)
+    assert process.stderr is not None
+    process.stderr.close()  # as after: coordrl train ... 2>&1 | head -1
+    assert process.wait(timeout=120) == 0
+    folder = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0")
+    assert folder.is_finished(folder.read_spec())
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_training_that_diverged_in_its_last_update_is_not_evaluated(tmp_path: Path) -> None:
+    words = "--game Pong --steps 10 --set n_envs=2 learning_rate=1e30 max_grad_norm=1e30 --eval-episodes 1"
+    done = run(words, tmp_path)
+    assert done.returncode == 70, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_recorded_command_can_be_typed_again(tmp_path: Path) -> None:
+    assert main(["--game", "Ms. Pac-Man", "--steps", "80", "--eval-every", "0", "--out", str(tmp_path)]) == 0
+    folder = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "MsPacman" / "seed-0")
+    assert json.loads(folder.spec_file.read_text())["command"].startswith("coordrl train --game 'Ms. Pac-Man'")
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(finished_run: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Breakout" / "seed-7")
+    shutil.copytree(finished_run.path, copy.path)
+    copy.result_file.unlink()
+    shutil.rmtree(copy.checkpoints / "000000002400")
+    before = [step for _, step in copy.position_maps()]
+    words = json.loads(copy.spec_file.read_text())["command"].split()[2:]
+    assert main([*words[: words.index("--out")], "--out", str(tmp_path)]) == 0
+    assert [step for _, step in copy.position_maps()] == before
+    again = [row["step"] for row in read_rows(copy.progress_file)]
+    assert again == [row["step"] for row in read_rows(finished_run.progress_file)]
+    curve = [event.step for event in scalars(copy)["train/value_loss"]]
+    assert curve == again
+    events = list(copy.tensorboard.iterdir())
+    assert len(events) == 1  # made anew: the viewer's own server does not know how to take events back
+    images = EventAccumulator(str(copy.tensorboard), size_guidance={"images": 0})
+    images.Reload()
+    assert [image.step for image in images.Images("coordinates/position_maps")] == before
