@@ -13,6 +13,7 @@ import tyro
 
 from coordrl.console import NO_WORDS, Count, Name, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
+from coordrl.process import tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
 from coordrl.suites import (
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder.is_finished(spec):
             print(f"{folder.path} is finished; see its curves with: tensorboard --logdir {folder.path}")
             return 0
+        tune()  # before torch is imported
         from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import
         from coordrl.training import train
 

@@ -17,7 +17,7 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "suites", "recipes"},
+    {"coordconv", "process", "suites", "recipes"},
     {"extractors", "atari", "results", "coordinates"},
     {"checkpoint"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
