@@ -201,7 +201,8 @@ def test_two_runs_of_one_spec_are_equal(finished_run: RunFolder, tmp_path: Path)
     assert [row["games"] for row in read_rows(again.progress_file)] == [
         row["games"] for row in read_rows(finished_run.progress_file)
     ]
-    assert read_rows(again.evaluations_file) == read_rows(finished_run.evaluations_file)
+    for one, other in zip(*(read_rows(folder.evaluations_file) for folder in (finished_run, again)), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
