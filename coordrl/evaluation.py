@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from coordrl.atari import AtariVecEnv
-from coordrl.errors import RequestError
+from coordrl.errors import DivergedError, RequestError
 from coordrl.results import Spec
 
 MAX_ENVS = 16  # games that an evaluation plays side by side
@@ -77,7 +77,11 @@ class Player:
 
     @torch.no_grad()
     def decide(self, observations: NDArray[Any]) -> Decision:
-        """Decide on observations (n_envs, ...)."""
+        """Decide on observations (n_envs, ...).
+
+        Raises:
+            DivergedError: the network computes NaN or infinity.
+        """
         policy = self.model.policy
         policy.set_training_mode(False)
         tensor, _ = policy.obs_to_tensor(observations)
@@ -85,15 +89,26 @@ class Player:
             # One pass through the network for both heads, where get_distribution and predict_values take two.
             for_policy, for_value = policy.mlp_extractor(policy.extract_features(tensor))
             probabilities: Tensor = policy.action_net(for_policy).softmax(dim=1).cpu()
+            self._check(probabilities)
             actions = torch.multinomial(probabilities, 1, generator=self._torch_rng).squeeze(1).numpy()
             values = policy.value_net(for_value).squeeze(1).cpu().numpy()
             return Decision(actions, values, probabilities.numpy())
         assert isinstance(self.model, DQN)
-        q_values: NDArray[np.float32] = self.model.q_net(tensor).cpu().numpy()
+        outputs: Tensor = self.model.q_net(tensor).cpu()
+        self._check(outputs)
+        q_values: NDArray[np.float32] = outputs.numpy()
         n_envs, n_actions = q_values.shape
         explores = self._numpy_rng.random(n_envs) < self.epsilon
         actions = np.where(explores, self._numpy_rng.integers(0, n_actions, n_envs), q_values.argmax(axis=1))
         return Decision(actions, q_values.max(axis=1), q_values)
+
+    def _check(self, outputs: Tensor) -> None:
+        """Stop at a network whose weights are so large that its outputs are no numbers any more."""
+        if not torch.isfinite(outputs).all():
+            raise DivergedError(
+                f"the training diverged by step {self.model.num_timesteps:,}: the network's outputs are not numbers; try a"
+                " smaller learning rate, in another folder: --set learning_rate=... --out ..."
+            )
 
 
 def evaluation_epsilon(spec: Spec) -> float:
