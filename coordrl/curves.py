@@ -52,8 +52,8 @@ class TensorBoardView:
         flat = {name: value for name, value in asdict(spec).items() if name != "settings"}
         metrics = {"rollout/ep_rew_mean": None, "eval/mean_reward": None}
         # Not add_hparams: it would make a run of its own.
-        for summary in hparams({**flat, **spec.settings}, metrics):  # type: ignore[no-untyped-call]
-            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        for summary in hparams({**flat, **spec.settings}, metrics):  # type: ignore[no-untyped-call]  # torch has no hints here
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]  # nor here
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Write a row of progress.jsonl."""

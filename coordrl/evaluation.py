@@ -151,7 +151,7 @@ def evaluate(
         observations, steps = env.reset(), 0
         done = np.zeros(n_envs, dtype=np.int64)
         while (done < wanted).any():
-            observations, _, _, infos = env.step(player.decide(observations).actions)  # type: ignore[assignment]
+            observations, _, _, infos = env.step(player.decide(observations).actions)  # type: ignore[assignment]  # SB3 allows dicts
             steps += n_envs
             for index, info in enumerate(infos):
                 if "episode" in info and done[index] < wanted[index]:
