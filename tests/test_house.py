@@ -19,7 +19,7 @@ FLOORS = [
     {"errors"},
     {"coordconv", "process", "suites", "recipes"},
     {"extractors", "atari", "results", "coordinates"},
-    {"checkpoint"},
+    {"checkpoint", "plan"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
     {"course"},
     {"training"},
