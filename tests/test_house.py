@@ -17,7 +17,7 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes"},
+    {"coordconv", "process", "suites", "recipes", "heatmaps"},
     {"extractors", "atari", "results", "coordinates"},
     {"checkpoint", "plan"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
