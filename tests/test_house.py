@@ -17,13 +17,16 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes", "heatmaps"},
+    {"coordconv", "process", "suites", "recipes", "heatmaps", "references", "figures"},
     {"extractors", "atari", "results", "coordinates"},
-    {"checkpoint", "plan"},
-    {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
-    {"course"},
-    {"training"},
-    {"train", "evaluate", "play"},
+    {"checkpoint", "plan", "stats"},
+    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "record"},
+    {"course", "evidence"},
+    {"training", "findings"},
+    {"words", "pictures"},
+    {"charts"},
+    {"page"},
+    {"train", "evaluate", "play", "report"},
     {"__main__"},
 ]
 
