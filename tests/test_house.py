@@ -17,9 +17,9 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes"},
-    {"extractors", "atari", "results", "coordinates"},
-    {"checkpoint"},
+    {"coordconv", "process", "suites", "recipes", "measures"},
+    {"extractors", "atari", "results", "coordinates", "significance"},
+    {"checkpoint", "stats"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
     {"course"},
     {"training"},
