@@ -17,8 +17,8 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes", "heatmaps", "references", "figures"},
-    {"extractors", "atari", "results", "coordinates"},
+    {"coordconv", "process", "suites", "recipes", "heatmaps", "references", "figures", "measures"},
+    {"extractors", "atari", "results", "coordinates", "significance"},
     {"checkpoint", "plan", "stats"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "record"},
     {"course", "evidence"},
