@@ -204,6 +204,7 @@ def _improvement(agent: AgentFinding, styles: Mapping[Arm, Style]) -> Chart | No
                 partial(draw_forest, rows=forest, neutral=0.5, label=label, limits=(0.0, 1.0)),
                 3.8,
                 0.75 + 0.22 * len(forest),
+                _margin(forest),
             )
         )
         verdicts = {game.game: VERDICTS[game.verdict] for game in pair.by_game} | {"all games": VERDICTS[pair.verdict]}
@@ -253,6 +254,7 @@ def _aggregates(agent: AgentFinding, styles: Mapping[Arm, Style]) -> Chart | Non
                 partial(draw_forest, rows=forest, neutral=None, label=better, title=name),
                 3.4,
                 0.95 + 0.24 * len(forest),
+                _margin(forest),
             )
         )
         rows += [(name, row.label, row.estimate, row.low, row.high) for row in forest]
@@ -275,6 +277,11 @@ def _aggregates(agent: AgentFinding, styles: Mapping[Arm, Style]) -> Chart | Non
         tuple(styles[arm] for arm in agent.arms),
         Table(("statistic", "extractor", "estimate", "low", "high"), tuple(rows)),
     )
+
+
+def _margin(rows: Sequence[ForestRow]) -> float:
+    """Return the room, in inches, that the labels of a forest plot need."""
+    return 0.14 + 0.068 * max(len(row.label) for row in rows)
 
 
 def _low_high(interval: Interval) -> tuple[float | None, float | None]:

@@ -29,6 +29,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 DASHES: tuple[Any, ...] = ((4, 1.6), (None, None), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (None, None), (3, 1), (1, 1))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT = 3.4, 2.35  # inches, of a panel: 245 points wide, so that its text is legible at a phone's width
+_LEFT, _RIGHT, _BELOW, _ABOVE = 0.58, 0.14, 0.42, 0.24  # inches around a panel's axes
 _PAPER = "#fffffe"  # inside of an open marker
 _PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", _PAPER: "var(--paper)"}
 _PAGE |= {colour: f"var(--arm-{index})" for index, colour in enumerate(COLOURS)}
@@ -100,6 +101,7 @@ class Panel:
     draw: Callable[[Axes], None]
     width: float = WIDTH  # inches
     height: float = HEIGHT
+    left: float = _LEFT  # inches, for what stands left of the axes
 
 
 class Line(NamedTuple):
@@ -141,7 +143,7 @@ def save_figure(panels: Sequence[Panel], columns: int, stem: Path) -> list[Path]
         figure = _figure(panels, columns)
         files = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
         figure.savefig(files[0], metadata={"Date": None})
-        figure.savefig(files[1], dpi=160, metadata={"Software": None})
+        figure.savefig(files[1], dpi=130, metadata={"Software": None})
     return files
 
 
@@ -309,17 +311,25 @@ def short(value: float, _: object = None) -> str:
 
 
 def _figure(panels: Sequence[Panel], columns: int) -> Figure:
-    """Lay panels out in rows."""
+    """Lay panels out in rows, with margins that are fixed in inches: so the axes of a column lie in line."""
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     width = max(sum(panel.width for panel in row) for row in rows)
-    figure = Figure(figsize=(width, sum(row[0].height for row in rows)), layout="constrained")
+    height = sum(row[0].height for row in rows)
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), max(map(len, rows)), squeeze=False)
-    for row, line in zip(rows, grid, strict=True):
-        for panel, axes in zip(row, line, strict=False):
-            panel.draw(axes)
-        for axes in line[len(row) :]:
-            axes.set_axis_off()
+    bottom = height
+    for row in rows:
+        bottom -= row[0].height
+        left = 0.0
+        for panel in row:
+            box = (
+                left + panel.left,
+                bottom + _BELOW,
+                panel.width - panel.left - _RIGHT,
+                panel.height - _BELOW - _ABOVE,
+            )
+            panel.draw(figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height)))
+            left += panel.width
     return figure
 
 

@@ -300,9 +300,9 @@ def _profile(scores: Mapping[Arm, Array]) -> Profile:
     """Return the performance profile of each arm."""
     everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
     low_end, high_end = min(0.0, float(everything.min())), max(float(everything.max()), 0.1)
-    thresholds = np.linspace(low_end, min(high_end, 1.0), 61)
+    thresholds = np.linspace(low_end, min(high_end, 1.0), 41)
     if high_end > 1:
-        thresholds = np.concatenate([thresholds, np.geomspace(1.0, high_end, 41)[1:]])
+        thresholds = np.concatenate([thresholds, np.geomspace(1.0, high_end, 31)[1:]])
     share = {arm: stats.performance_profile(matrix, thresholds) for arm, matrix in scores.items()}
     low: dict[Arm, Array] = {}
     high: dict[Arm, Array] = {}

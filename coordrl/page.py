@@ -129,6 +129,7 @@ class Page:
             "versions": self._versions(),
             "hardware": self._hardware(),
             "published": self._published_rows(),
+            "columns": self._published_columns(),
             "styles": styles_of(self.findings),
             "svg": lambda panel, chart: Markup(inline_svg(panel, f"{chart.name}-{panel.key}".replace(" ", "-"))),
             "sample": _sample,
@@ -216,9 +217,13 @@ class Page:
                 for (_, at), side in section.finding.sides.items()
                 if at == game
             ]
-            zoo = [one for one in others if one.protocol == self.plan.protocol]
-            rows.append({"game": game, "ours": ours, "zoo": zoo, "ends": _ends_of_scale(game), "all": others})
+            alike = {_column(one): one for one in others if one.protocol == self.plan.protocol}
+            rows.append({"game": game, "ours": ours, "alike": alike, "ends": _ends_of_scale(game), "all": others})
         return rows if any(row["all"] for row in rows) else []
+
+    def _published_columns(self) -> list[str]:
+        """Return the columns of what was published under the same protocol."""
+        return list(dict.fromkeys(column for row in self._published_rows() for column in row["alike"]))
 
     def _published_table(self) -> Table:
         """Return everything published that the report knows, and ours."""
@@ -285,6 +290,19 @@ class Page:
             *(run.seconds, run.steps_per_second, facts.get("parameters")),
             *(self.evidence.attempts.get(run.cell.folder), facts.get("plan"), run.note, facts.get("command")),
         )
+
+
+def _column(one: Published) -> str:
+    """Name a published score in a few words: whose, of what, after how many steps."""
+    source = one.source.split()[0].strip(",;")
+    return f"{one.algorithm}, {'rl-zoo' if source == 'rl-baselines3-zoo' else source}, {_short(one.steps)}"
+
+
+def _short(steps: int | None) -> str:
+    """Write a number of steps in short."""
+    if steps is None:
+        return "steps unknown"
+    return f"{steps / 1e6:g}M" if steps >= 10**6 else f"{steps:,}"
 
 
 def _references(game: str) -> list[Published]:
@@ -368,5 +386,5 @@ def _filters() -> dict[str, Any]:
         "between": words.between,
         "listed": words.listed,
         "verdict": words.VERDICTS.__getitem__,
-        "short": lambda value: f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,}",
+        "short": _short,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ from coordrl.stats import area_under_curve
 POINTS = 100  # of a learning curve: at evenly spaced steps, the last of them the end
 STATES = ("finished", "diverged", "unfinished", "missing")
 Array = NDArray[np.float64]
+_BULK = re.compile(r'"games": (\[[][0-9eE.,+ -]*\]|\[\]), "train": \{[^{}]*\}, (?=")')
 
 
 @dataclass(frozen=True)
@@ -123,27 +125,46 @@ class _Log:
     ratios: dict[int, float] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)  # of the rows with a mean return
     means: list[float] = field(default_factory=list)
-    last: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=WINDOW))  # lists of games as text, none empty
+
+    def final_return(self) -> float:
+        """Return the mean over the last games; NaN of none."""
+        returns = [game[1] for text in self.last for game in json.loads(text)][-WINDOW:]
+        return float(np.mean(returns)) if returns else math.nan
+
+
+def _parse(line: str) -> Any:
+    """Parse a row of a log without its bulk, two thirds of the time: losses, and the games, which stay text.
+
+    A line that is written otherwise is parsed as a whole.
+    """
+    bulk = _BULK.search(line)
+    if bulk is not None:
+        row = json.loads(line[: bulk.start()] + line[bulk.end() :])
+        return {**row, "games": bulk.group(1)}
+    row = json.loads(line)
+    return {**row, "games": json.dumps(row["games"])} if isinstance(row, dict) and "games" in row else row
 
 
 def _read_log(file: Path, steps: int) -> _Log:
     """Read a log of training, bin it, and keep no more than that."""
     log = _Log()
-    for row in stream_rows(file):
+    for row in stream_rows(file, _parse):
         step = row["step"]
         if row["steps_per_second"] > 0:
             log.training_seconds += (step - log.step) / row["steps_per_second"]
         log.step, log.games, log.seconds = step, row["games_finished"], row["seconds"]
-        log.last.extend(game[1] for game in row["games"][-WINDOW:])
+        if row["games"] != "[]":
+            log.last.append(row["games"])
         point = min(max(round(step / steps * POINTS), 1), POINTS)
         if row["return_mean"] is not None:
-            mean = _number(row["return_mean"], file, f"return_mean at step {step:,}")
+            mean = _number(row["return_mean"], file, "return_mean", step)
             log.returns[point] = mean
             log.steps.append(step)
             log.means.append(mean)
         ratio = row["coordinates"].get("coordinates/ratio")
         if ratio is not None:
-            log.ratios[point] = _number(ratio, file, f"coordinates/ratio at step {step:,}")
+            log.ratios[point] = _number(ratio, file, "coordinates/ratio", step)
     return log
 
 
@@ -177,7 +198,7 @@ def _finish(run: Run, result: Mapping[str, Any], log: _Log, folder: RunFolder) -
         return replace(run, note="no game was finished")
     if log.step < steps:
         return replace(run, note=f"its log ends at step {log.step:,}, its result is of step {steps:,}")
-    logged = float(np.mean(log.last)) if log.last else math.nan
+    logged = log.final_return()
     if not math.isclose(logged, final, rel_tol=1e-6, abs_tol=1e-6):
         return replace(run, note=f"its result says {final:,.2f}, the last games of its log {logged:,.2f}")
     return run
@@ -217,12 +238,15 @@ def _read_ablation(file: Path) -> dict[str, Ablation]:
     return found
 
 
-def _number(value: Any, file: Path, what: str) -> float:
+def _number(value: Any, file: Path, what: str, step: int | None = None) -> float:
     """Return a finite number.
 
     Raises:
         RequestError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{file}: {what} is {value}; a report takes finite numbers alone. Run it again, elsewhere")
+        at = "" if step is None else f" at step {step:,}"
+        raise RequestError(
+            f"{file}: {what}{at} is {value}; a report takes finite numbers alone. Run it again, elsewhere"
+        )
     return float(value)

@@ -26,11 +26,11 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None) -> str:
-    """Write a score with as many digits as matter: 31,672; 17.3; 0.842; an en dash for none."""
+    """Write a score with as many digits as matter: 31,672; 17.3; 627; 0.842; an en dash for none."""
     if value is None or math.isnan(value):
         return NONE
     size = abs(value)
-    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
+    digits = 0 if size >= 1000 or (size >= 10 and size == int(size)) else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:,.{digits}f}".replace("-", _MINUS)
 
 
