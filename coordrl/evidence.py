@@ -214,24 +214,27 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
     notes = []
     alone = sum(run.facts.get("plan") is None for run in runs if run.facts)
     if planned and alone:
-        notes.append(
-            f"{alone} of the runs do not carry the plan's hash: they were started one by one, with the same spec."
-        )
+        notes.append(f"{_runs(alone)} without the plan's hash: started one by one, with the same spec.")
     if strangers:
-        notes.append(f"{strangers} other runs lie in the folder; they are not part of the plan and are not used.")
+        notes.append(f"{_runs(strangers)} in the folder beside the plan's own: not part of it, and not used.")
     odd = [run for run in runs if run.state == "finished" and run.note and run.final_return is not None]
     notes += [f"{run.cell.folder}: {run.note}." for run in odd]
     short = sum(run.final_return is not None and run.final_games < WINDOW for run in runs)
     if short:
         notes.append(
-            f"In {short} runs the final return is a mean of fewer than {WINDOW} games, because no more were finished."
+            f"{_runs(short)} with a final return over fewer than {WINDOW} games, because no more were finished."
         )
     for package in sorted({name for run in runs for name in run.facts.get("versions", {})}):
         versions = Counter(run.facts["versions"].get(package, "none") for run in runs if "versions" in run.facts)
         if len(versions) > 1:
-            listed = ", ".join(f"{version} in {count} runs" for version, count in versions.most_common())
+            listed = ", ".join(f"{version} in {_runs(count)}" for version, count in versions.most_common())
             notes.append(f"The runs were made with different versions of {package}: {listed}.")
     return notes
+
+
+def _runs(count: int) -> str:
+    """Write a number of runs."""
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _attempts(out: Path) -> dict[str, int]:
