@@ -125,15 +125,15 @@ class Findings:
     unreferenced: tuple[str, ...]  # games without scores of random and human play: not in the aggregates
 
 
-def find(evidence: Evidence) -> Findings:
-    """Compute everything."""
+def find(evidence: Evidence, *, resamples: int = stats.RESAMPLES) -> Findings:
+    """Compute everything, each interval from so many resamples."""
     references, unreferenced = {}, []
     for game in evidence.plan.games:
         try:
             references[game] = random_and_human(game)
         except RequestError:
             unreferenced.append(game)
-    agents = tuple(_find_agent(evidence, agent, references) for agent in evidence.plan.agents)
+    agents = tuple(_find_agent(evidence, agent, references, resamples) for agent in evidence.plan.agents)
     return Findings(evidence, _correct(agents), tuple(unreferenced))
 
 
@@ -153,16 +153,18 @@ def band(curves: Sequence[Array], steps: int) -> Band:
     return Band(points, mean, mean - half, mean + half, runs)
 
 
-def _find_agent(evidence: Evidence, agent: str, references: Mapping[str, tuple[float, float]]) -> AgentFinding:
+def _find_agent(
+    evidence: Evidence, agent: str, references: Mapping[str, tuple[float, float]], resamples: int
+) -> AgentFinding:
     """Compute what one agent's arms reach."""
     plan = evidence.plan
     arms = tuple(arm for arm in evidence.arms if arm.agent == agent)
-    sides = {(arm, game): _side(evidence, arm, game) for arm in arms for game in plan.games}
+    sides = {(arm, game): _side(evidence, arm, game, resamples) for arm in arms for game in plan.games}
     seeds, games = evidence.block(arms, tuple(references))
     scores = {arm: _normalised(evidence, arm, seeds, games, references) for arm in arms} if seeds else {}
     aggregates = {
         arm: {
-            name: stats.bootstrap(matrix, statistic, _rng(arm.name, name))
+            name: stats.bootstrap(matrix, statistic, _rng(arm.name, name), resamples=resamples)
             if len(seeds) > 1
             else Interval(float(statistic(matrix)), math.nan, math.nan, "")
             for name, statistic in AGGREGATES.items()
@@ -176,18 +178,20 @@ def _find_agent(evidence: Evidence, agent: str, references: Mapping[str, tuple[f
             if curves:
                 ratios[arm, game] = band(curves, plan.steps)
     pairs = tuple(
-        _find_pair(evidence, treatment, control, sides, references)
+        _find_pair(evidence, treatment, control, sides, references, resamples)
         for treatment, control in evidence.pairs
         if treatment.agent == agent
     )
-    profile = _profile(scores) if scores else None
+    profile = _profile(scores, resamples) if scores else None
     return AgentFinding(agent, arms, sides, seeds, games, aggregates, profile, ratios, pairs)
 
 
-def _side(evidence: Evidence, arm: Arm, game: str) -> Side:
+def _side(evidence: Evidence, arm: Arm, game: str, resamples: int) -> Side:
     """Collect one arm's runs on one game."""
     values = evidence.finals(arm, game)
-    interval = stats.bootstrap(values[:, None], stats.mean, _rng(arm.name, game)) if len(values) > 1 else None
+    interval = None
+    if len(values) > 1:
+        interval = stats.bootstrap(values[:, None], stats.mean, _rng(arm.name, game), resamples=resamples)
     curve = band([run.curve for run in evidence.of(arm, game)], evidence.plan.steps)
     return Side(arm, game, values, interval, curve)
 
@@ -211,6 +215,7 @@ def _find_pair(
     control: Arm,
     sides: Mapping[tuple[Arm, str], Side],
     references: Mapping[str, tuple[float, float]],
+    resamples: int,
 ) -> PairFinding:
     """Compare two arms; the p values are corrected later, when all of them are there."""
     seeds, games = evidence.block((treatment, control), tuple(references))
@@ -221,18 +226,20 @@ def _find_pair(
         x, y = (_normalised(evidence, arm, seeds, games, references) for arm in (treatment, control))
         for what, statistic in AGGREGATES.items():
             differences[what] = (
-                stats.bootstrap_difference(x, y, statistic, _rng(name, what))
+                stats.bootstrap_difference(x, y, statistic, _rng(name, what), resamples=resamples)
                 if len(seeds) > 1
                 else Interval(float(statistic(x) - statistic(y)), math.nan, math.nan, "")
             )
         if len(seeds) > 1:
-            improvement = stats.bootstrap_improvement(x, y, _rng(name, "improvement"))
+            improvement = stats.bootstrap_improvement(x, y, _rng(name, "improvement"), resamples=resamples)
             if all(
                 evidence.runs[arm, g, s].area is not None for arm in (treatment, control) for g in games for s in seeds
             ):
                 u, v = (_normalised(evidence, arm, seeds, games, references, "area") for arm in (treatment, control))
-                area = stats.bootstrap_difference(u, v, stats.iqm, _rng(name, "area"))
-    by_game = tuple(_find_game(sides[treatment, game], sides[control, game], name) for game in evidence.plan.games)
+                area = stats.bootstrap_difference(u, v, stats.iqm, _rng(name, "area"), resamples=resamples)
+    by_game = tuple(
+        _find_game(sides[treatment, game], sides[control, game], name, resamples) for game in evidence.plan.games
+    )
     verdict = "none"
     if differences:
         verdict = _verdict(differences["IQM"]) if len(seeds) > 1 else "few"
@@ -241,7 +248,7 @@ def _find_pair(
     )
 
 
-def _find_game(treatment: Side, control: Side, name: str) -> GameFinding:
+def _find_game(treatment: Side, control: Side, name: str, resamples: int) -> GameFinding:
     """Compare two arms on one game, without a verdict yet."""
     x, y = treatment.values, control.values
     difference = improvement = p_value = None
@@ -249,8 +256,8 @@ def _find_game(treatment: Side, control: Side, name: str) -> GameFinding:
     if len(x) > 1 and len(y) > 1:
         columns = x[:, None], y[:, None]
         key = (name, treatment.game)
-        difference = stats.bootstrap_difference(*columns, stats.mean, _rng(*key, "difference"))
-        improvement = stats.bootstrap_improvement(*columns, _rng(*key, "improvement"))
+        difference = stats.bootstrap_difference(*columns, stats.mean, _rng(*key, "difference"), resamples=resamples)
+        improvement = stats.bootstrap_improvement(*columns, _rng(*key, "improvement"), resamples=resamples)
         test = stats.permutation_test(x, y, _rng(*key, "permutations"))
         p_value, exact = test.p_value, test.exact
     return GameFinding(treatment.game, treatment, control, difference, improvement, p_value, exact, None, None, "none")
@@ -296,7 +303,7 @@ def _verdict(difference: Interval) -> str:
     return "worse" if difference.high < 0 else "open"
 
 
-def _profile(scores: Mapping[Arm, Array]) -> Profile:
+def _profile(scores: Mapping[Arm, Array], resamples: int) -> Profile:
     """Return the performance profile of each arm."""
     everything = np.concatenate([matrix.ravel() for matrix in scores.values()])
     low_end, high_end = min(0.0, float(everything.min())), max(float(everything.max()), 0.1)
@@ -308,7 +315,7 @@ def _profile(scores: Mapping[Arm, Array]) -> Profile:
     high: dict[Arm, Array] = {}
     for arm, matrix in scores.items():
         if len(matrix) > 1:
-            low[arm], high[arm] = stats.profile_band(matrix, thresholds, _rng(arm.name, "profile"))
+            low[arm], high[arm] = stats.profile_band(matrix, thresholds, _rng(arm.name, "profile"), resamples=resamples)
     return Profile(thresholds, share, low, high)
 
 
