@@ -91,7 +91,7 @@ class Page:
         left = words.partial_sentence(self.evidence)
         return [*lines, *([left] if left else [])]
 
-    @property
+    @cached_property
     def texts(self) -> dict[str, str]:
         """The page and its plain version, by the name of their file."""
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
