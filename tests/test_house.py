@@ -17,7 +17,8 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes"},
+    {"grids", "process", "suites", "recipes"},
+    {"coordconv"},
     {"extractors", "atari", "results", "coordinates"},
     {"checkpoint"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
