@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from coordrl.coordinates import draw_maps
+from coordrl.heatmaps import draw_maps
 from coordrl.results import RunFolder, Spec, read_rows
 from coordrl.suites import FRAMES_PER_STEP
 

@@ -1,10 +1,11 @@
-"""Settings of the whole process that make training on CPUs faster; for commands, which own their process."""
+"""The process and the machine it runs on: settings that make training on CPUs faster, and the processor's name."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 _SPINS = "100000"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -26,3 +27,13 @@ def tune() -> None:
         libc = ctypes.CDLL(None)
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(parameter, _KEEP)
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, or "" where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -170,6 +170,17 @@ class RunFolder:
                 f"{self.path} cannot be written: {error.strerror or error}. Choose another --out"
             ) from error
 
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add to run.json what was not known when it was first written.
+
+        Raises:
+            RequestError: run.json is damaged.
+        """
+        self.read_spec()
+        known: dict[str, Any] = json.loads(self.spec_file.read_text(encoding="utf-8"))
+        if any(known.get(name) != value for name, value in facts.items()):
+            write_json(self.spec_file, {**known, **facts})
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder against other processes; the kernel frees it however this one ends.
@@ -247,20 +258,24 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read a log; a line that is cut short or damaged ends it."""
-    rows: list[dict[str, Any]] = []
+    return list(stream_rows(file))
+
+
+def stream_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Read a log row by row, holding one at a time; a line that is cut short or damaged ends it."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        handle = file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return rows
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
-    return rows
+        return
+    with handle:
+        for line in handle:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                return
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                return
+            yield row
 
 
 def cut_rows(file: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
+from coordrl.process import processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
 
 
@@ -44,6 +45,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
             model = build_model(spec, env, device=options.device)
             if checkpoint:
                 restore(model, checkpoint)
+            folder.add_facts({"parameters": _parameters(model)})
             env.seed(seed)  # after SB3's constructor, which seeds it with the run's own
             _cut_back(folder, begins_at)
             seconds = float(checkpoint.state["seconds"]) if checkpoint else 0.0
@@ -83,13 +85,19 @@ def _announce(
     """Say what is about to happen."""
     for fault in skipped:
         line.say(f"checkpoint skipped: {fault}")
-    parameters = sum(parameter.numel() for parameter in model.policy.parameters())
+    parameters = _parameters(model)
     what = f"{spec.agent} with {spec.extractor} on {spec.game}, {spec.protocol}, seed {spec.seed}"
     line.say(f"{what}: {spec.steps:,} steps, {parameters:,} parameters, {model.device}, into {folder.path}")
     if begins_at:
         line.say(f"going on from the checkpoint at step {begins_at:,}")
         if "buffer_size" in spec.settings:
             line.say("the replay memory is not part of a checkpoint: it fills up again before the next update")
+
+
+def _parameters(model: BaseAlgorithm) -> int:
+    """Count the weights that are learnt: those that the optimiser holds, so not DQN's target network."""
+    groups = model.policy.optimizer.param_groups
+    return sum(parameter.numel() for group in groups for parameter in group["params"])
 
 
 def _facts(options: Options) -> dict[str, Any]:
@@ -101,6 +109,7 @@ def _facts(options: Options) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": {
             "machine": platform.machine(),
+            "processor": processor_name(),
             "system": platform.system(),
             "cores": available_cores(),
             "torch_threads": torch.get_num_threads(),

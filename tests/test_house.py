@@ -17,10 +17,10 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes"},
+    {"grids", "process", "suites", "recipes", "heatmaps"},
     {"coordconv"},
     {"extractors", "atari", "results", "coordinates"},
-    {"checkpoint"},
+    {"checkpoint", "plan"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
     {"course"},
     {"training"},

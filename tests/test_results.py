@@ -60,6 +60,18 @@ def test_a_folder_without_run_json_is_no_run(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_spec()
 
 
+def test_facts_that_come_later_are_added_to_run_json(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open(SPEC, {"versions": {}}, "")
+    folder.add_facts({"parameters": 5})
+    written = folder.spec_file.stat().st_mtime_ns
+    folder.add_facts({"parameters": 5})  # nothing new, nothing written
+    assert folder.spec_file.stat().st_mtime_ns == written
+    assert folder.read_spec() == SPEC
+    assert json.loads(folder.spec_file.read_text())["parameters"] == 5
+    assert json.loads(folder.spec_file.read_text())["versions"] == {}
+
+
 def test_finished_means_that_the_result_is_there_and_belongs_to_the_spec(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "seed-0")
     folder.open(SPEC, {}, "")

@@ -85,6 +85,15 @@ def test_run_json_holds_spec_versions_and_hardware(finished_run: RunFolder) -> N
     assert facts["command"].startswith("coordrl train --game Breakout")
 
 
+def test_run_json_counts_the_weights_that_are_learnt(finished_run: RunFolder) -> None:
+    convolutions = (8 * 8 * 4 * 32 + 32) + (4 * 4 * 32 * 64 + 64) + (3 * 3 * 64 * 64 + 64)
+    coordinates = 8 * 8 * 2 * 32
+    linear = 7 * 7 * 64 * 512 + 512
+    heads = (512 * 4 + 4) + (512 + 1)  # Breakout has four actions
+    counted = json.loads(finished_run.spec_file.read_text())["parameters"]
+    assert counted == convolutions + coordinates + linear + heads
+
+
 def test_the_log_counts_steps_frames_and_whole_games(finished_run: RunFolder) -> None:
     rows = read_rows(finished_run.progress_file)
     steps = [row["step"] for row in rows]

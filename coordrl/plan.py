@@ -1,0 +1,347 @@
+"""The plan of a comparison: every run, the question and the rules, written before anything runs.
+
+Standard library only. The plan's hash covers all that is decided in it, and each run records it: a run that
+was made under another plan, or a plan that was changed afterwards, cannot pass unnoticed. Seeds may be added
+later, and then the plan says so (`extensions`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from coordrl.errors import OutputError, RequestError, suggest
+from coordrl.recipes import Recipe, find_recipe
+from coordrl.results import Spec, write_json
+from coordrl.suites import SUITES, check_extractor, find_protocol
+
+FORMAT = 1
+PLAN_FILE = "plan.json"
+MAX_SEEDS = 1000
+_CONTROLS = ("nature", "pool")  # the extractor that others are compared with, if it is there
+
+
+class Arm(NamedTuple):
+    """One side of a comparison: an agent with an extractor."""
+
+    agent: str
+    extractor: str
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, for example a2c-coord."""
+        return f"{self.agent}-{self.extractor}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    spec: Spec
+    folder: str  # below the plan's folder, with forward slashes
+
+    @property
+    def arm(self) -> Arm:
+        """The side that the run belongs to."""
+        return Arm(self.spec.agent, self.spec.extractor)
+
+    def path(self, out: Path) -> Path:
+        """Return where the run lies, if the plan lies in `out`."""
+        return out.joinpath(*self.folder.split("/"))
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Seeds that were added to a plan after it was first written."""
+
+    date: str  # ISO 8601, for example 2026-11-25
+    seeds_before: int
+    seeds_after: int
+    hash_before: str  # of the plan as it was
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison as it was decided: plan.json."""
+
+    suite: str
+    games: tuple[str, ...]
+    agents: tuple[str, ...]
+    extractors: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    protocol: str
+    overrides: tuple[str, ...]  # as given to --set
+    control: str  # the extractor that the others are compared with
+    question: str
+    better: str
+    tests: tuple[str, ...]
+    exclusions: tuple[str, ...]
+    eval_every: int  # steps; 0 for no evaluations
+    eval_episodes: int
+    checkpoint_every: int  # steps
+    runs: tuple[Cell, ...]  # in the order in which they are started
+    extensions: tuple[Extension, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """The first 16 hex digits of the SHA-256 of everything but the extensions, as canonical JSON."""
+        data = self._data()
+        del data["extensions"]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hash of this plan and, before it, of each plan that it extends: what its runs may carry."""
+        return (*(extension.hash_before for extension in self.extensions), self.hash)
+
+    def arms(self) -> list[Arm]:
+        """Return every agent with every extractor."""
+        return [Arm(agent, extractor) for agent in self.agents for extractor in self.extractors]
+
+    def pairs(self) -> list[tuple[Arm, Arm]]:
+        """Return (treatment, control) for each agent and each extractor but the control."""
+        return [
+            (Arm(agent, extractor), Arm(agent, self.control))
+            for agent in self.agents
+            for extractor in self.extractors
+            if extractor != self.control
+        ]
+
+    def differences(self, other: Plan) -> list[str]:
+        """Say in words where another plan differs from this one, the number of seeds and what follows from it aside."""
+        mine, theirs = self._data(), other._data()
+        names = [name for name in mine if name not in ("runs", "seeds", "extensions") and mine[name] != theirs[name]]
+        if len(names) > 1 and "question" in names:
+            names.remove("question")  # it repeats the others in words
+        found = [f"{name} is {_short(mine[name])} there and {_short(theirs[name])} here" for name in names]
+        specs = {cell.folder: cell.spec for cell in self.runs}
+        for cell in other.runs:
+            if not found and cell.folder in specs:
+                found = [f"{cell.folder}: {words}" for words in specs[cell.folder].differences(cell.spec)]
+        return found
+
+    def extended(self, seeds: int, date: str) -> Plan:
+        """Return the plan with more seeds, which says since when (`date`, ISO 8601) and from what.
+
+        Raises:
+            RequestError: it has as many seeds already.
+        """
+        before = len(self.seeds)
+        if not before < seeds <= MAX_SEEDS:
+            raise RequestError(f"the plan has {before} seeds; ask for more than that, and at most {MAX_SEEDS}")
+        grown = tuple(range(seeds))
+        specs = [cell.spec for cell in self.runs if cell.spec.seed == self.seeds[0]]
+        runs = tuple(_cell(replace(spec, seed=seed)) for seed in grown for spec in specs)
+        extension = Extension(date, before, seeds, self.hash)
+        return replace(self, seeds=grown, runs=runs, extensions=(*self.extensions, extension))
+
+    def _data(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them, without the hash."""
+        data: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
+
+
+def make_plan(
+    suite: str,
+    agents: Sequence[str],
+    extractors: Sequence[str],
+    seeds: int,
+    steps: int,
+    *,
+    protocol: str = "zoo-v4",
+    overrides: Sequence[str] = (),
+    eval_every: int = 250_000,
+    eval_episodes: int = 10,
+    checkpoint_every: int = 50_000,
+) -> Plan:
+    """Decide a comparison: all games of a suite x agents x extractors x seeds.
+
+    The runs are ordered so that all arms of one seed and game are neighbours, and seeds outermost: whatever
+    part of the matrix is done, its arms are balanced.
+
+    Args:
+        suite: of games.
+        agents: recipes by name, or paths of .toml files.
+        extractors: networks before the heads; the control is `nature`, else `pool`, else the first.
+        seeds: how many; they are 0 to seeds - 1.
+        steps: of each run.
+        protocol: the rules of the environment.
+        overrides: "NAME=VALUE" each, for every agent.
+        eval_every: steps between evaluations; 0 for none.
+        eval_episodes: games in each.
+        checkpoint_every: steps between checkpoints.
+
+    Raises:
+        RequestError: an unknown name, a number against its rule, the same thing twice.
+    """
+    if suite not in SUITES:
+        hint = suggest(suite, SUITES) or f"; there are {', '.join(SUITES)}"
+        raise RequestError(f'there is no suite "{suite}"{hint}')
+    find_protocol(protocol)
+    for name, value, low, high in (
+        ("seeds", seeds, 1, MAX_SEEDS),
+        ("steps", steps, 1, 10**12),
+        ("eval-every", eval_every, 0, 10**12),
+        ("eval-episodes", eval_episodes, 1, 10**6),
+        ("checkpoint-every", checkpoint_every, 1, 10**12),
+    ):
+        if not low <= value <= high:
+            raise RequestError(f"--{name} is {value}; it is a whole number from {low} to {high:,}")
+    for extractor in extractors:
+        check_extractor(extractor)
+    recipes = [find_recipe(agent, overrides) for agent in agents]
+    names = tuple(recipe.name for recipe in recipes)
+    _check_list("agents", names)
+    _check_list("extractors", extractors)
+    control = next((name for name in _CONTROLS if name in extractors), extractors[0])
+    runs = [
+        _cell(_spec(game, recipe, extractor, protocol, seed, steps))
+        for seed in range(seeds)
+        for game in SUITES[suite]
+        for recipe in recipes
+        for extractor in extractors
+    ]
+    return Plan(
+        suite=suite,
+        games=tuple(SUITES[suite]),
+        agents=names,
+        extractors=tuple(extractors),
+        seeds=tuple(range(seeds)),
+        steps=steps,
+        protocol=protocol,
+        overrides=tuple(overrides),
+        control=control,
+        question=_question(suite, names, extractors, control, steps, protocol),
+        better=BETTER,
+        tests=TESTS,
+        exclusions=EXCLUSIONS,
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        checkpoint_every=checkpoint_every,
+        runs=tuple(runs),
+    )
+
+
+def read_plan(out: Path) -> Plan:
+    """Read the plan of a folder.
+
+    Raises:
+        RequestError: there is none, it is damaged, or it was changed after it was written.
+    """
+    file = out / PLAN_FILE
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise RequestError(f"{file} has format {data['format']!r}; this coordrl reads format {FORMAT}")
+        plan, written = _parse(data), data["hash"]
+    except FileNotFoundError as error:
+        raise RequestError(f"{out} holds no comparison: it has no {PLAN_FILE}") from error
+    except RequestError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RequestError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    if written != plan.hash:
+        raise RequestError(
+            f"{file} was changed after it was written: its hash is {plan.hash} and it says {written}. A plan stays as it"
+            " is; put it back, or plan anew in another folder"
+        )
+    return plan
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write plan.json into a folder in one move, making the folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        data = plan._data()
+        write_json(out / PLAN_FILE, {"format": data.pop("format"), "hash": plan.hash, **data})
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}. Choose another --out") from error
+
+
+# What is decided before any run. The report shows these sentences as they stand in the plan.
+BETTER = (
+    "Better means one thing: a higher final return, the mean raw score of the last 100 whole games of a training."
+    " Over all games together, that is a higher interquartile mean of human-normalised final returns, with the whole"
+    " 95 % interval of the difference above 0. In one game, it is a higher mean over seeds, with a corrected p value"
+    " of at most 0.05. Learning faster, or reaching a higher peak, is not better."
+)
+TESTS = (
+    "Primary: the difference, treatment minus control, of the interquartile means (IQM) of human-normalised final"
+    " returns over all games and seeds, with its 95 % interval from a bootstrap of seeds, stratified by game.",
+    "Per game: an exact two-sided permutation test of the difference of the mean final returns, unpaired; the p values"
+    " of all games and all pairs of arms are corrected together by Holm's method.",
+    "Described and not tested: probability of improvement, median, mean, optimality gap, performance profile, area"
+    " under the learning curve.",
+)
+EXCLUSIONS = (
+    "No run is left out for its result.",
+    "A run that diverged counts, with the mean of the last (at most 100) games that it finished before.",
+    "A run that crashed goes on from its checkpoint with the same seed; if it never finishes, its cell is reported as"
+    " missing, and the report as partial.",
+    "A run that finished no game has no result; its cell is reported as missing.",
+    "Arms are compared at the same number of steps, under the same protocol, with the same settings.",
+)
+
+
+def _question(
+    suite: str, agents: Sequence[str], extractors: Sequence[str], control: str, steps: int, protocol: str
+) -> str:
+    """Put the plan's question into words."""
+    treatments = [name for name in extractors if name != control]
+    what = f"over the games of {suite}, after {steps:,} steps under {protocol}"
+    if not treatments:
+        return f"What final return does {_list(agents)} with {control} reach {what}?"
+    verb = "does" if len(agents) == 1 else "do"
+    return f"{verb.capitalize()} {_list(agents)} with {_list(treatments)} end better than with {control}, {what}?"
+
+
+def _list(names: Sequence[str]) -> str:
+    """Join names as people do: a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _short(value: Any) -> str:
+    """Show a value in few words, for a message on one line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_list(what: str, names: Sequence[str]) -> None:
+    """Check that a list is neither empty nor names a thing twice."""
+    if not names:
+        raise RequestError(f"--{what} is empty; name at least one")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RequestError(f"--{what} has {twice} twice; runs of one name would lie in one folder")
+
+
+def _spec(game: str, recipe: Recipe, extractor: str, protocol: str, seed: int, steps: int) -> Spec:
+    """Specify one run."""
+    return Spec(game, recipe.name, recipe.algorithm, extractor, protocol, seed, steps, dict(recipe.settings))
+
+
+def _cell(spec: Spec) -> Cell:
+    """Place a run in the matrix."""
+    return Cell(spec, spec.folder(Path()).as_posix())
+
+
+def _parse(data: Mapping[str, Any]) -> Plan:
+    """Turn the JSON of a plan back into a Plan; ValueError and the like where it is not one."""
+    fields = {name: value for name, value in data.items() if name not in ("format", "hash")}
+    runs = tuple(Cell(Spec(**run["spec"]), str(run["folder"])) for run in fields.pop("runs"))
+    extensions = tuple(Extension(**extension) for extension in fields.pop("extensions"))
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    plan = Plan(**{**fields, **lists}, runs=runs, extensions=extensions)
+    if any(cell != _cell(cell.spec) for cell in runs):
+        raise ValueError("a run does not lie where its spec says")
+    return plan
