@@ -99,6 +99,11 @@ class RunFolder:
         """result.json: written last; finished means that it is there and matches run.json."""
         return self.path / "result.json"
 
+    @property
+    def diverged_file(self) -> Path:
+        """diverged.json: at which step a training diverged, by what sign, and its last returns."""
+        return self.path / "diverged.json"
+
     def position_maps(self) -> list[tuple[Path, int]]:
         """Return the files of position maps with their steps, in order."""
         files = sorted(self.coordinates.glob("maps-*.npy"))
