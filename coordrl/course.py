@@ -26,10 +26,9 @@ from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
-from coordrl.results import WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
+from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
 from coordrl.suites import FRAMES_PER_STEP
 
-ROWS = 1_000  # of progress.jsonl in a long run, about
 MAPS = 20  # pictures of the position maps over a run
 LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_loss")
 

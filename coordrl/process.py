@@ -54,6 +54,13 @@ def obey_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def allowed_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def processor_name() -> str:
     """Return what the processor calls itself, or "" where it does not say."""
     try:

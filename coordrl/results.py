@@ -18,6 +18,7 @@ from coordrl.errors import BusyError, OutputError, RequestError
 from coordrl.recipes import RULES, Value
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
+ROWS = 1_000  # of progress.jsonl in a long run, about
 
 
 @dataclass(frozen=True)

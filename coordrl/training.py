@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from coordrl.algorithms import build_model, check_device, environment_seed, restore
+from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
 from coordrl.atari import AtariVecEnv, available_cores
 from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
@@ -31,6 +31,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         DivergedError: a loss or a weight is not finite any more.
         StoppedError: SIGINT or SIGTERM; a checkpoint was written.
     """
+    skip_compiler()
     check_device(options.device)
     with folder.lock(), StopSignals() as signals:
         folder.open(spec, _facts(options), recipe)

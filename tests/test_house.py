@@ -21,10 +21,10 @@ FLOORS = [
     {"coordconv"},
     {"extractors", "atari", "results", "coordinates"},
     {"checkpoint", "plan"},
-    {"algorithms", "evaluation", "curves", "console", "lockstep", "video"},
-    {"course"},
-    {"training"},
-    {"train", "evaluate", "play"},
+    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends"},
+    {"course", "launch"},
+    {"training", "scoreboard", "estimate", "slurm"},
+    {"train", "evaluate", "play", "compare"},
     {"__main__"},
 ]
 
@@ -85,6 +85,8 @@ def test_importing_coordrl_imports_nothing_else() -> None:
         "train --gaem Pong",
         "evaluate nowhere",
         "play nowhere",
+        "compare --suite atari8",
+        "compare --extractors nature,cord",
     ],
 )
 def test_a_wrong_request_is_answered_without_a_slow_import(words: str) -> None:
