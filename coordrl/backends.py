@@ -131,7 +131,7 @@ class LocalBackend:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **worker_environment(self._cores[slot])},
+                env={**os.environ, **worker_environment(len(self._cores[slot]), self._cores[slot])},
                 start_new_session=True,
             )
         return LocalJob(process)

@@ -40,7 +40,7 @@ class CompareArguments:
     """
 
     suite: Name = "atari9"
-    """the games; coordrl train --list shows all suites"""
+    """the games: a suite that coordrl train --list shows, or games separated by commas"""
     agents: Name = "a2c"
     """recipes, separated by commas"""
     extractors: Name = "nature,coord"
@@ -58,7 +58,9 @@ class CompareArguments:
     workers: Count = 0
     """runs at a time; 0 for one on each core, or as many as the cluster gives"""
     backend: Name = "local"
-    """local: processes of this machine; slurm: write the script of a job array, and submit nothing"""
+    """local: processes of this machine; ray: an existing Ray cluster; slurm: write the script of a job array, and submit nothing"""
+    address: Name = ""
+    """of the Ray cluster: HOST:PORT, or auto for one that runs on this machine"""
     retries: Count = 3
     """crashes in a row, without a new checkpoint between them, after which a run is given up"""
     device: Name = "auto"
@@ -105,6 +107,10 @@ def _check_numbers(arguments: CompareArguments) -> None:
     if arguments.backend not in BACKENDS:
         hint = suggest(arguments.backend, BACKENDS) or f"; there are {', '.join(BACKENDS)}"
         raise RequestError(f'there is no backend "{arguments.backend}"{hint}')
+    if (arguments.backend == "ray") != bool(arguments.address):
+        raise RequestError(
+            "--address names the cluster of --backend ray; give both, for example --address 127.0.0.1:6379"
+        )
     for name in ("workers", "retries"):
         if not 0 <= getattr(arguments, name) <= 10_000:
             raise RequestError(f"--{name} is {getattr(arguments, name)}; it is a whole number from 0 to 10,000")
@@ -171,6 +177,10 @@ def _settle_plan(plan: Plan, arguments: CompareArguments) -> Plan:
 
 def _make_backend(arguments: CompareArguments, runs: int) -> Backend:
     """Make the backend that the arguments name."""
+    if arguments.backend == "ray":
+        from coordrl.cluster import RayBackend
+
+        return RayBackend(arguments.address, arguments.workers)
     cores = allowed_cores()
     return LocalBackend(min(arguments.workers or len(cores), runs), cores)
 

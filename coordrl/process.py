@@ -33,10 +33,9 @@ def tune() -> None:
             libc.mallopt(parameter, _KEEP)
 
 
-def worker_environment(cores: Sequence[int]) -> Mapping[str, str]:
-    """Return the variables by which a launcher keeps a worker on some cores and ties it to its own life."""
-    threads = str(len(cores))
-    return {"OMP_NUM_THREADS": threads, _CORES: ",".join(map(str, cores)), _LAUNCHER: str(os.getpid())}
+def worker_environment(threads: int, cores: Sequence[int] = ()) -> Mapping[str, str]:
+    """Return the variables by which a launcher keeps a worker to some threads and cores, and ties it to its own life."""
+    return {"OMP_NUM_THREADS": str(threads), _CORES: ",".join(map(str, cores)), _LAUNCHER: str(os.getpid())}
 
 
 def obey_launcher() -> None:

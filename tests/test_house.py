@@ -23,7 +23,7 @@ FLOORS = [
     {"checkpoint", "plan"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends"},
     {"course", "launch"},
-    {"training", "scoreboard", "estimate", "slurm"},
+    {"training", "scoreboard", "estimate", "slurm", "cluster"},
     {"train", "evaluate", "play", "compare"},
     {"__main__"},
 ]
