@@ -133,8 +133,11 @@ class RayBackend:
     """
 
     def __init__(self, address: str, workers: int) -> None:
-        ray = _import_ray()
         check_address(address)
+        if address.startswith(("127.", "localhost:")):
+            # Ray takes a loopback address for this machine's outer one, where such a cluster does not listen.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        ray = _import_ray()
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:

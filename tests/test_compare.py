@@ -133,7 +133,7 @@ def test_a_dry_run_shows_the_matrix_and_what_is_done_and_writes_nothing(
 
 
 def test_a_dry_run_measures_what_the_rest_will_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = "--suite Pong --extractors nature,coord --seeds 2 --steps 100000 --set n_envs=4 --workers 2 --dry-run"
+    words = "--suite Pong --extractors nature,coord --seeds 2 --steps 800 --set n_envs=4 --workers 2 --dry-run"
     assert main([*words.split(), "--out", str(tmp_path / "runs")]) == 0
     shown = capfd.readouterr().out
     assert "not written yet" in shown
@@ -161,7 +161,7 @@ def test_more_seeds_extend_the_plan_openly_and_fewer_are_refused(tmp_path: Path)
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_seed(tmp_path: Path) -> None:
-    words = "--suite Pong --extractors coord --seeds 1 --steps 4000 --set n_envs=4 --checkpoint-every 200"
+    words = "--suite Pong --extractors coord --seeds 1 --steps 1500 --set n_envs=4 --checkpoint-every 100"
     launcher = start(words, tmp_path)
     run = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0")
     wait_for(lambda: len(list(run.checkpoints.glob("0*"))) > 1)
@@ -176,7 +176,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_seed(tmp_path
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_launcher_leaves_no_worker_and_the_same_command_goes_on(tmp_path: Path, how: signal.Signals) -> None:
-    words = "--suite Pong --extractors nature,coord --seeds 1 --steps 3000 --set n_envs=4 --checkpoint-every 200"
+    words = "--suite Pong --extractors nature,coord --seeds 1 --steps 1500 --set n_envs=4 --checkpoint-every 100"
     launcher = start(words, tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("zoo-v4/*/Pong/seed-0/checkpoints/0*"))) > 1)
     launcher.send_signal(how)
