@@ -16,19 +16,15 @@ from typing import Any
 
 import pytest
 
-from coordrl.cluster import check_address, pack, unpack
-from coordrl.errors import RequestError
+from coordrl.cluster import pack, unpack
 from coordrl.launch import attempts_file, newest_checkpoint, survey
 from coordrl.plan import read_plan
 from coordrl.results import RunFolder
 
-RAY = Path(sys.executable).parent / "ray"
-ENVIRONMENT = {
-    **os.environ,
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
-}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+LAUNCHERS: list[subprocess.Popen[str]] = []
 
 
 def wait_for(condition: Any, seconds: float = 180) -> None:
@@ -39,86 +35,67 @@ def wait_for(condition: Any, seconds: float = 180) -> None:
 
 
 class Cluster:
-    """A head without cores, and nodes in mount namespaces of their own, with one core each."""
+    """A head without cores, and nodes with one core each; see tests/ray_cluster.py."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.address = f"127.0.0.1:{port}"
-        self._nodes: list[subprocess.Popen[bytes]] = []
-        words = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}"]
-        self._head = self._start(words, "")
-
-    def add_node(self, hide: Path | None = None) -> subprocess.Popen[bytes]:
-        """Add a node; it sees an empty folder in the place of `hide`."""
-        before = f"mount -t tmpfs none {hide} && " if hide else ""
-        node = self._start([f"--address={self.address}", "--num-cpus=1"], before)
-        self._nodes.append(node)
-        return node
-
-    def _start(self, words: list[str], before: str) -> subprocess.Popen[bytes]:
-        command = f"{before}exec {RAY} start --block --node-ip-address=127.0.0.1 --object-store-memory=80000000 {' '.join(words)}"
-        return subprocess.Popen(
-            ["unshare", "--mount", "bash", "-c", command],
-            env=ENVIRONMENT,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
+    def __init__(self) -> None:
+        program = Path(__file__).parent / "ray_cluster.py"
+        self._process = subprocess.Popen(
+            [sys.executable, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        self.address = self._from.readline().strip()
 
-    def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """End a node and all that runs on it, as a power cut does."""
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
+    def do(self, line: str) -> None:
+        self._to.write(f"{line}\n")
+        self._to.flush()
+        assert self._from.readline() == "done\n"
 
     def close(self) -> None:
-        for node in [*self._nodes, self._head]:
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGTERM)
-        for node in [*self._nodes, self._head]:
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.kill(node)
+        self._to.close()
+        self._from.close()
+        self._process.wait(timeout=60)
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    folder = Path("/tmp") / f"coordrl-ray-{os.getpid()}"  # Ray's sockets need a short path
-    made = Cluster(folder, 20_000 + os.getpid() % 10_000)
+    made = Cluster()
     yield made
+    for launcher in LAUNCHERS:
+        if launcher.poll() is None:
+            launcher.kill()
+        launcher.communicate()
+    LAUNCHERS.clear()
     made.close()
 
 
 def compare(words: str, out: Path, address: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "coordrl.compare", *words.split(), "--out", str(out)]
-    return subprocess.Popen(
+    launcher = subprocess.Popen(
         [*command, "--backend", "ray", "--address", address], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_until_it_answers(address: str) -> None:
-    def answers() -> bool:
-        try:
-            check_address(address)
-        except RequestError:
-            return False
-        return True
-
-    wait_for(answers)
+    LAUNCHERS.append(launcher)
+    return launcher
 
 
 @pytest.mark.slow
 def test_a_node_that_is_lost_costs_at_most_a_checkpoint_interval(cluster: Cluster, tmp_path: Path) -> None:
-    wait_until_it_answers(cluster.address)
     out = tmp_path / "runs"
     out.mkdir()
-    first = cluster.add_node(hide=out)  # it does not see the launcher's folder: checkpoints are sent back
+    cluster.do(f"add {out}")  # the node does not see the launcher's folder: checkpoints are sent back
     words = "--suite Pong --extractors coord --seeds 1 --steps 2000 --set n_envs=4 --checkpoint-every 200"
     launcher = compare(words, out, cluster.address)
     run = RunFolder(out / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0")
     wait_for(lambda: newest_checkpoint(run))
-    cluster.kill(first)
+    cluster.do("kill")
     kept = newest_checkpoint(run)
-    cluster.add_node()  # this one sees the folder
+    cluster.do("add")  # this one sees the folder
     _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
     assert "was lost with its machine; it goes on from its checkpoint" in said
@@ -131,10 +108,9 @@ def test_a_node_that_is_lost_costs_at_most_a_checkpoint_interval(cluster: Cluste
 
 @pytest.mark.slow
 def test_a_stopped_launcher_brings_the_checkpoints_home(cluster: Cluster, tmp_path: Path) -> None:
-    wait_until_it_answers(cluster.address)
     out = tmp_path / "runs"
     out.mkdir()
-    cluster.add_node(hide=out)
+    cluster.do(f"add {out}")
     words = "--suite Pong --extractors nature --seeds 1 --steps 1000000 --set n_envs=4 --checkpoint-every 400"
     launcher = compare(words, out, cluster.address)
     run = RunFolder(out / "zoo-v4" / "a2c-nature" / "Pong" / "seed-0")
