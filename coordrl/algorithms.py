@@ -16,6 +16,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
+from torch.optim import Optimizer
 
 from coordrl.atari import AtariVecEnv
 from coordrl.checkpoint import Checkpoint, read_newest
@@ -96,6 +97,18 @@ def copy_shared_weights(twin: BaseAlgorithm, model: BaseAlgorithm) -> None:
             shared = source.get(name.replace(".image.", "."))
             if shared is not None:
                 parameter.copy_(shared)
+
+
+def skip_compiler() -> None:
+    """Keep torch from importing its compiler, which takes seconds; for commands, where nothing is compiled.
+
+    torch hides some methods of its optimisers from torch.compile, and imports the whole compiler to do so at
+    their first call. They are marked here as hidden already.
+    """
+    for method in vars(Optimizer).values():
+        original = getattr(method, "__wrapped__", None)
+        if original is not None and method.__module__ == Optimizer.__module__:
+            setattr(original, "__dynamo_disable", original)
 
 
 def check_device(device: str) -> None:

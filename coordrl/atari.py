@@ -16,7 +16,6 @@ Where this differs from SB3's own wrappers (AtariWrapper, VecFrameStack, Monitor
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
 from coordrl.errors import RequestError
+from coordrl.process import allowed_cores
 from coordrl.suites import MAX_GAME_FRAMES, find_game, find_protocol, games
 
 _MAX_SEED = 2**31 - 1  # the emulator takes a C int and reads negative seeds as "none"
@@ -304,6 +304,4 @@ def make_emulators(game: str, n_envs: int, *, protocol: str, num_threads: int, *
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(allowed_cores())

@@ -73,14 +73,14 @@ class ProgressLine:
             self._progress.update(self._task, completed=done, text=text, refresh=True)
         else:
             share = 100 * done / max(self._total, 1)
-            _tell(f"{self._label}: {done:,} of {self._total:,} ({share:.1f} %) · {text}")
+            tell(f"{self._label}: {done:,} of {self._total:,} ({share:.1f} %) · {text}")
 
     def say(self, text: str) -> None:
         """Print a line of its own above the live line."""
         if self._live:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
-            _tell(text)
+            tell(text)
 
     def _left(self, done: int, now: float) -> str:
         """Say how much time is left, at the rate so far."""
@@ -90,7 +90,7 @@ class ProgressLine:
         return f"{format_seconds(seconds)} left"
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """Print a line on stderr; nobody listening any more is no reason to end a training."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

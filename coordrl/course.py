@@ -26,10 +26,9 @@ from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
-from coordrl.results import WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
+from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
 from coordrl.suites import FRAMES_PER_STEP
 
-ROWS = 1_000  # of progress.jsonl in a long run, about
 MAPS = 20  # pictures of the position maps over a run
 LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_loss")
 
@@ -43,6 +42,7 @@ class Options:
     eval_every: int  # steps; 0 for no evaluations
     eval_episodes: int
     command: str
+    plan: str | None = None  # the hash of the comparison that the run is part of
 
 
 @final
@@ -169,6 +169,7 @@ class Course(BaseCallback):
             "steps_per_second": round(step / seconds, 1),
         }
         write_json(self.folder.result_file, result)
+        self.folder.diverged_file.unlink(missing_ok=True)  # of an earlier try
         self.line.say(f"done in {format_seconds(seconds)}: {_final_return(returns)}")
         if evaluation:
             row = evaluation[0]
@@ -198,6 +199,12 @@ class Course(BaseCallback):
             f"the training diverged at step {self.model.num_timesteps:,}: {sign}. {kept}; try a smaller learning rate, in"
             " another folder: --set learning_rate=... --out ..."
         )
+
+    def record_divergence(self, error: DivergedError) -> None:
+        """Write diverged.json: a comparison counts such a run with the games that it finished before."""
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        facts = {"spec": asdict(self.spec), "step": self.model.num_timesteps, "sign": str(error), "returns": returns}
+        write_json(self.folder.diverged_file, facts)
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""

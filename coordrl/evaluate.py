@@ -55,9 +55,14 @@ def _evaluate(arguments: EvaluateArguments) -> int:
     if not 0 <= arguments.seed < 2**31:
         raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
     spec = RunFolder(arguments.run).read_spec()
-    from coordrl.algorithms import environment_seed, load  # torch, SB3 and the emulator: seconds to import
+    from coordrl.algorithms import (
+        environment_seed,
+        load,
+        skip_compiler,
+    )  # torch, SB3 and the emulator: seconds to import
     from coordrl.evaluation import describe_games, evaluate, evaluation_epsilon
 
+    skip_compiler()
     model = load(arguments.run, device=arguments.device)
     seed = environment_seed(arguments.seed, "evaluate command")
     began = time.monotonic()

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
-from coordrl.coordconv import CoordConv2d, Grid, coordinate_grid
+from coordrl.coordconv import CoordConv2d
 from coordrl.errors import RequestError, suggest
+from coordrl.grids import Grid, coordinate_grid
 from coordrl.suites import check_extractor
 
 Where = Literal["none", "first", "all"]

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coordrl.errors import OutputError, RequestError, suggest
+from coordrl.errors import OutputError, RequestError
 from coordrl.recipes import Recipe, find_recipe
 from coordrl.results import Spec, write_json
-from coordrl.suites import SUITES, check_extractor, find_protocol
+from coordrl.suites import SUITES, check_extractor, find_protocol, find_suite
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
@@ -167,7 +167,7 @@ def make_plan(
     part of the matrix is done, its arms are balanced.
 
     Args:
-        suite: of games.
+        suite: its name, or games separated by commas.
         agents: recipes by name, or paths of .toml files.
         extractors: networks before the heads; the control is `nature`, else `pool`, else the first.
         seeds: how many; they are 0 to seeds - 1.
@@ -181,9 +181,9 @@ def make_plan(
     Raises:
         RequestError: an unknown name, a number against its rule, the same thing twice.
     """
+    games = find_suite(suite)
     if suite not in SUITES:
-        hint = suggest(suite, SUITES) or f"; there are {', '.join(SUITES)}"
-        raise RequestError(f'there is no suite "{suite}"{hint}')
+        suite = ",".join(games)  # one spelling of each
     find_protocol(protocol)
     for name, value, low, high in (
         ("seeds", seeds, 1, MAX_SEEDS),
@@ -204,13 +204,13 @@ def make_plan(
     runs = [
         _cell(_spec(game, recipe, extractor, protocol, seed, steps))
         for seed in range(seeds)
-        for game in SUITES[suite]
+        for game in games
         for recipe in recipes
         for extractor in extractors
     ]
     return Plan(
         suite=suite,
-        games=tuple(SUITES[suite]),
+        games=games,
         agents=names,
         extractors=tuple(extractors),
         seeds=tuple(range(seeds)),

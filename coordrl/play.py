@@ -90,12 +90,17 @@ def _check(arguments: PlayArguments) -> Spec:
 
 def _play(arguments: PlayArguments, spec: Spec) -> None:
     """Load the agent, let it play, write both files, and say where they are."""
-    from coordrl.algorithms import environment_seed, load  # torch, SB3 and the emulator: seconds to import
+    from coordrl.algorithms import (
+        environment_seed,
+        load,
+        skip_compiler,
+    )  # torch, SB3 and the emulator: seconds to import
     from coordrl.lockstep import Lockstep
     from coordrl.video import ContactSheet, make_room, write_sheet
 
     for file in _places(arguments, spec, 0):
         make_room(file)
+    skip_compiler()
     model = load(arguments.run, device=arguments.device)
     video, picture = _places(arguments, spec, model.num_timesteps)
     seed = environment_seed(arguments.seed, "play")

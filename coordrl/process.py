@@ -1,15 +1,19 @@
-"""The process and the machine it runs on: settings that make training on CPUs faster, and the processor's name."""
+"""The process and the machine it runs on: settings for speed, what a launcher asked for, the processor's name."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SPINS = "100000"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _KEEP = 1 << 30  # bytes
+_PR_SET_PDEATHSIG = 1  # Linux's sys/prctl.h
+_CORES, _LAUNCHER = "COORDRL_CORES", "COORDRL_LAUNCHER"
 
 
 def tune() -> None:
@@ -27,6 +31,33 @@ def tune() -> None:
         libc = ctypes.CDLL(None)
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(parameter, _KEEP)
+
+
+def worker_environment(threads: int, cores: Sequence[int] = ()) -> Mapping[str, str]:
+    """Return the variables by which a launcher keeps a worker to some threads and cores, and ties it to its own life."""
+    return {"OMP_NUM_THREADS": str(threads), _CORES: ",".join(map(str, cores)), _LAUNCHER: str(os.getpid())}
+
+
+def obey_launcher() -> None:
+    """Do what the launcher that started this process asked for, if one did; call it before torch is imported.
+
+    The process keeps to its cores, and the kernel sends it SIGTERM when the launcher ends, however it ends:
+    no worker goes on without one, and none loses more than a SIGTERM loses.
+    """
+    cores, launcher = os.environ.pop(_CORES, ""), os.environ.pop(_LAUNCHER, "")
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    if launcher and platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(launcher):  # it ended before we could ask
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def allowed_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def processor_name() -> str:

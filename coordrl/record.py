@@ -207,7 +207,9 @@ def _finish(run: Run, result: Mapping[str, Any], log: _Log, folder: RunFolder) -
 def _diverge(run: Run, diverged: Mapping[str, Any], log: _Log, folder: RunFolder) -> Run:
     """Add what diverged.json says: the run counts with the games that it finished before."""
     returns = [_number(value, folder.path / "diverged.json", "a return") for value in diverged.get("returns", ())]
-    sign = f"diverged at step {diverged.get('step', log.step):,}: {diverged.get('sign', 'no reason given')}"
+    # The sign is the message that ended the run: of it, what stands before advice and paths.
+    sign = re.sub(r"^the training diverged (at|by) step [\d,]+: ", "", str(diverged.get("sign", "no reason given")))
+    sign = f"at step {diverged.get('step', log.step):,}: {re.split(r'[.;] ', sign)[0]}"
     if not returns:
         return replace(run, state="diverged", note=f"{sign}; no game was finished")
     final = float(np.mean(returns))

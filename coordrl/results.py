@@ -18,6 +18,7 @@ from coordrl.errors import BusyError, OutputError, RequestError
 from coordrl.recipes import RULES, Value
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
+ROWS = 1_000  # of progress.jsonl in a long run, about
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ class RunFolder:
     def result_file(self) -> Path:
         """result.json: written last; finished means that it is there and matches run.json."""
         return self.path / "result.json"
+
+    @property
+    def diverged_file(self) -> Path:
+        """diverged.json: at which step a training diverged, by what sign, and its last returns."""
+        return self.path / "diverged.json"
 
     def position_maps(self) -> list[tuple[Path, int]]:
         """Return the files of position maps with their steps, in order."""

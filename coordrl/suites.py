@@ -120,6 +120,25 @@ def find_game(name: str) -> str:
     raise RequestError(f'there is no game "{shown}"{hint}')
 
 
+def find_suite(name: str) -> tuple[str, ...]:
+    """Return the games of a suite; a list of games, separated by commas, is a suite of its own.
+
+    Raises:
+        RequestError: there is no such suite or game, or a game is named twice.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    words = [word for word in name.split(",") if word.strip()]
+    if len(words) < 2 and _plain(name) not in {_plain(game) for game in games()}:
+        hint = suggest(name, SUITES) or f"; there are {', '.join(SUITES)}, or name games, separated by commas"
+        raise RequestError(f'there is no suite "{name}"{hint}')
+    found = tuple(find_game(word) for word in words)
+    twice = next((game for game in found if found.count(game) > 1), None)
+    if twice is not None:
+        raise RequestError(f'the suite "{name}" names {twice} twice')
+    return found
+
+
 def find_protocol(name: str) -> Protocol:
     """Return the protocol called `name`.
 

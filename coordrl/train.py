@@ -13,7 +13,7 @@ import tyro
 
 from coordrl.console import NO_WORDS, Count, Name, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
-from coordrl.process import tune
+from coordrl.process import obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
 from coordrl.suites import (
@@ -66,6 +66,8 @@ class TrainArguments:
     """steps between evaluations; there is one at the end as well. 0 for none at all"""
     eval_episodes: Count = 10
     """whole games in an evaluation"""
+    plan: Name = ""
+    """the hash of the comparison that the run is part of; coordrl compare sets it, and run.json records it"""
     list: bool = False
     """show games, suites, agents, extractors, protocols, and the runs below --out"""
 
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
+        obey_launcher()
         arguments = parse_arguments(TrainArguments, "train", words)
         if arguments.list:
             _print_list(arguments.out)
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             eval_every=arguments.eval_every,
             eval_episodes=arguments.eval_episodes,
             command="coordrl train " + shlex.join(words),
+            plan=arguments.plan or None,
         )
         train(spec, recipe, folder, options)
         return 0

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from coordrl.algorithms import build_model, check_device, environment_seed, restore
+from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
 from coordrl.atari import AtariVecEnv, available_cores
 from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
+from coordrl.errors import DivergedError
 from coordrl.process import processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
 
@@ -30,6 +31,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         DivergedError: a loss or a weight is not finite any more.
         StoppedError: SIGINT or SIGTERM; a checkpoint was written.
     """
+    skip_compiler()
     check_device(options.device)
     with folder.lock(), StopSignals() as signals:
         folder.open(spec, _facts(options), recipe)
@@ -60,10 +62,15 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
                     learn: Any = model.learn  # SB3's hint forbids the log_interval=None that its code takes
                     learn(spec.steps - begins_at, callback=course, log_interval=None, reset_num_timesteps=False)
                     course.finish()
-                except ValueError as error:
-                    if "invalid values" in str(error):  # torch's words when it is asked to sample from NaN
-                        raise course.diverged("the policy's probabilities are not numbers") from error
+                except DivergedError as error:
+                    course.record_divergence(error)
                     raise
+                except ValueError as error:
+                    if "invalid values" not in str(error):  # torch's words when it is asked to sample from NaN
+                        raise
+                    diverged = course.diverged("the policy's probabilities are not numbers")
+                    course.record_divergence(diverged)
+                    raise diverged from error
                 finally:
                     view.close()
         finally:
@@ -105,7 +112,8 @@ def _facts(options: Options) -> dict[str, Any]:
     packages = ("coordrl", "torch", "stable_baselines3", "gymnasium", "ale-py", "numpy", "tensorboard", "safetensors")
     return {
         "command": options.command,
-        "options": {name: value for name, value in asdict(options).items() if name != "command"},
+        "plan": options.plan,
+        "options": {name: value for name, value in asdict(options).items() if name not in ("command", "plan")},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": {
             "machine": platform.machine(),

@@ -15,12 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
 
 import coordrl
 from coordrl import AddCoords, CoordConv2d, CoordConvTranspose2d, convert
-from coordrl.coordconv import coordinate_grid
 from coordrl.errors import CoordrlError, RequestError
+from coordrl.grids import coordinate_grid, grid_patches
 
 # Derandomised: the same examples everywhere, so that a rounding tolerance is either right or wrong.
 COMMON = settings(deadline=None, derandomize=True, database=None)
@@ -452,6 +454,87 @@ def test_another_grid_replaces_the_coordinates() -> None:
     images = torch.randn(2, 2, 5, 6, dtype=torch.float64)
     stack = concatenate(images, torch.ones(1, 3, 5, 6, dtype=torch.float64))
     torch.testing.assert_close(layer(images), plain_twin(layer)(stack), rtol=0, atol=1e-12)
+
+
+# --- the plane of the coordinates, made in two ways -----------------------------------------------------
+
+
+def hook(module: nn.Module, arguments: object) -> None:
+    """Look on; its presence alone makes the layer call its coordinate half as a module."""
+
+
+def gradients(layer: CoordConv2d, images: Tensor) -> list[Tensor]:
+    layer.zero_grad()
+    layer(images).square().sum().backward()
+    return [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("geometry", [(8, 4, 0, 1), ((3, 2), (1, 2), (1, 0), (1, 2)), (1, 3, 2, 1)])
+def test_the_kept_patches_give_what_the_coordinate_half_gives_as_a_convolution(
+    geometry: tuple[Any, Any, Any, Any], layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    layer = CoordConv2d(2, 5, *geometry, with_radius=True, dtype=dtype)
+    images = torch.randn(3, 2, 13, 17, dtype=dtype).contiguous(memory_format=layout)
+    kept, kept_gradients = layer(images), gradients(layer, images)
+    layer.coordinates.register_forward_pre_hook(hook)
+    torch.testing.assert_close(layer(images), kept, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(gradients(layer, images), kept_gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert kept.is_contiguous(memory_format=layout)
+
+
+def test_a_weight_that_changes_without_notice_changes_the_plane() -> None:
+    layer = CoordConv2d(1, 2, 3)
+    images = torch.randn(2, 1, 6, 6)
+    with torch.no_grad():
+        before = layer(images)
+        layer.coordinates.weight.data.mul_(2)  # as SB3's polyak_update writes: torch counts no new version
+        assert not torch.allclose(layer(images), before)
+
+
+def test_pruning_and_other_hooks_on_the_coordinate_half_take_effect() -> None:
+    layer = CoordConv2d(1, 2, 3)
+    images = torch.randn(2, 1, 6, 6)
+    prune.l1_unstructured(layer.coordinates, "weight", amount=1.0)
+    torch.testing.assert_close(layer(images), layer.image(images))
+    layer(images).sum().backward()
+    layer(images).sum().backward()  # the weight is made anew at each call
+
+
+def test_a_parametrised_coordinate_half_is_used_as_it_is() -> None:
+    layer = CoordConv2d(1, 2, 3)
+    images = torch.randn(2, 1, 6, 6)
+    expected = layer(images)
+    parametrizations.weight_norm(layer.coordinates)
+    torch.testing.assert_close(layer(images), expected)
+
+
+def test_a_first_call_under_fake_tensors_or_a_transform_spoils_no_later_one() -> None:
+    layer = CoordConv2d(1, 2, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layer(torch.empty(2, 1, 7, 9)).shape == (2, 2, 5, 7)
+    images = torch.randn(3, 2, 1, 9, 11)
+    mapped = torch.func.vmap(layer)(images)
+    torch.testing.assert_close(mapped, torch.stack([layer(batch) for batch in images]))
+
+    def total(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(layer, parameters, (images,)).square().sum()
+        return result
+
+    images = torch.randn(2, 1, 10, 12)
+    found = torch.func.grad(total)(dict(layer.named_parameters()), images)
+    for mine, theirs in zip(gradients(layer, images), found.values(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(layer(torch.zeros(2, 1, 7, 9)).double(), plain(layer, torch.zeros(2, 1, 7, 9)))
+
+
+def test_patches_too_large_to_keep_are_not_made() -> None:
+    assert grid_patches(coordinate_grid, 400, 400, False, torch.float32, ((3, 3), (1, 1), (0, 0), (1, 1))) is None
+    layer = CoordConv2d(1, 2, 3)
+    images = torch.randn(1, 1, 400, 400)
+    assert_close(layer(images), plain(layer, images), torch.float32)
 
 
 # --- living with the rest of PyTorch --------------------------------------------------------------------

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import coordrl
 from coordrl import CoordConv2d, convert, policy_kwargs
-from coordrl.coordconv import coordinate_grid
 from coordrl.errors import RequestError
 from coordrl.extractors import EXTRACTORS, CoordNatureCNN, PoolCNN, constant_grid, shuffled_grid
+from coordrl.grids import coordinate_grid
 from coordrl.suites import EXTRACTOR_SUMMARIES
 
 # The convolutions that see coordinates, and how many coordinates they see.

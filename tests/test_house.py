@@ -17,16 +17,17 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"coordconv", "process", "suites", "recipes", "heatmaps", "references", "figures", "measures"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "figures", "measures"},
+    {"coordconv"},
     {"extractors", "atari", "results", "coordinates", "significance"},
     {"checkpoint", "plan", "stats"},
-    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "record"},
-    {"course", "evidence"},
-    {"training", "findings"},
+    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record"},
+    {"course", "launch", "evidence"},
+    {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},
     {"words", "pictures"},
     {"charts"},
     {"page"},
-    {"train", "evaluate", "play", "report"},
+    {"train", "evaluate", "play", "compare", "report"},
     {"__main__"},
 ]
 
@@ -87,6 +88,8 @@ def test_importing_coordrl_imports_nothing_else() -> None:
         "train --gaem Pong",
         "evaluate nowhere",
         "play nowhere",
+        "compare --suite atari8",
+        "compare --extractors nature,cord",
     ],
 )
 def test_a_wrong_request_is_answered_without_a_slow_import(words: str) -> None:

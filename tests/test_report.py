@@ -240,9 +240,9 @@ def test_a_partial_matrix_says_so_at_its_top(tmp_path: Path) -> None:
     assert "Partial report." in head
     assert "2 runs of 12 have no result yet." in head
     assert "not a verdict" in text[text.index("<main>") : text.index("<nav")] or "too few" in text
-    assert f"<code>{folders[0]}</code>: diverged, diverged at step" in text
+    assert f"<code>{folders[0]}</code>: diverged at step" in text
     assert "it counts, with" in text
-    assert f"<code>{folders[-3]}</code>: unfinished, at step 240," in text
+    assert f"<code>{folders[-3]}</code>: unfinished at step 240," in text
     Tags(text)
 
 

@@ -27,6 +27,7 @@ from coordrl.suites import (
     check_extractor,
     find_game,
     find_protocol,
+    find_suite,
     games,
 )
 
@@ -282,3 +283,23 @@ def test_a_game_is_found_without_importing_torch_numpy_or_the_emulator():
     command = [sys.executable, "-c", textwrap.dedent(script)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_suite_is_a_name_or_a_list_of_games() -> None:
+    assert find_suite("atari9") == SUITES["atari9"]
+    assert find_suite("ms_pacman, Pong") == ("MsPacman", "Pong")
+    assert find_suite("pong") == ("Pong",)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("atari8", 'no suite "atari8"; did you mean atari9'),
+        ("", 'no suite ""; there are atari9'),
+        ("Pong,Breakuot", 'no game "Breakuot"; did you mean Breakout'),
+        ("Pong,pong", "names Pong twice"),
+    ],
+)
+def test_a_suite_that_is_none_is_refused(name: str, complaint: str) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        find_suite(name)

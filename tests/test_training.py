@@ -331,6 +331,10 @@ def test_a_diverged_training_stops_with_70_and_keeps_the_last_good_checkpoint(tm
     assert "Traceback" not in done.stderr
     folder = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0")
     assert not folder.result_file.exists()
+    diverged = json.loads(folder.diverged_file.read_text())
+    assert diverged["spec"] == json.loads(folder.spec_file.read_text())["spec"]
+    assert diverged["sign"] in done.stderr
+    assert f"at step {diverged['step']:,}" in done.stderr
     for place in folder.checkpoints.iterdir():
         saved = safetensors.torch.load_file(place / "policy.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in saved.values())

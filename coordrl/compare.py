@@ -1,0 +1,285 @@
+"""coordrl compare: games x agents x extractors x seeds, planned first, carried out whatever happens."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordrl.backends import Backend, LocalBackend
+from coordrl.console import NO_WORDS, Count, Name, Settings, format_seconds, parse_arguments, run_command, tell
+from coordrl.errors import RequestError, StoppedError, suggest
+from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
+from coordrl.plan import PLAN_FILE, Plan, make_plan, read_plan, write_plan
+from coordrl.process import allowed_cores
+from coordrl.results import RunFolder
+
+if TYPE_CHECKING:
+    from coordrl.estimate import Rate
+
+BACKENDS = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Compare extractors (or agents) on a suite of games with many seeds: the whole matrix, in one command.
+
+    For example:
+        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --dry-run
+        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10
+        coordrl compare --suite controls --agents a2c --extractors pool,coord-pool --seeds 10 --steps 30k --out controls
+        coordrl report runs
+
+    The plan (every run, the question, the tests, what may be left out) is written to plan.json before
+    anything runs, and its hash into every run. Stop it with Ctrl-C, or lose the machine: the same command
+    goes on, and each run is finished exactly once. More --seeds later extend the plan, which then says so.
+    """
+
+    suite: Name = "atari9"
+    """the games: a suite that coordrl train --list shows, or games separated by commas"""
+    agents: Name = "a2c"
+    """recipes, separated by commas"""
+    extractors: Name = "nature,coord"
+    """networks before the heads, separated by commas; nature, or else pool, is what others are compared with"""
+    seeds: Count = 10
+    """runs of each cell; 10 are the least that can support a claim about one of nine games"""
+    steps: Count = 10_000_000
+    """of each run"""
+    protocol: Name = "zoo-v4"
+    """the rules of the environment"""
+    out: Path = Path("runs")
+    """the folder of the plan and all of its runs"""
+    set: Settings = NO_WORDS
+    """change settings of every agent's recipe, for example --set learning_rate=3e-4"""
+    workers: Count = 0
+    """runs at a time; 0 for one on each core, or as many as the cluster gives"""
+    backend: Name = "local"
+    """local: processes of this machine; ray: an existing Ray cluster; slurm: write the script of a job array, and submit nothing"""
+    address: Name = ""
+    """of the Ray cluster: HOST:PORT, or auto for one that runs on this machine"""
+    retries: Count = 3
+    """crashes in a row, without a new checkpoint between them, after which a run is given up"""
+    device: Name = "auto"
+    """auto, cpu or cuda"""
+    checkpoint_every: Count = 50_000
+    """steps between checkpoints"""
+    eval_every: Count = 0
+    """steps between evaluations; 0 for none: the final return is taken from training games"""
+    eval_episodes: Count = 10
+    """whole games in an evaluation"""
+    dry_run: bool = False
+    """show the matrix, what is done, and what the rest will cost on this machine; write nothing"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _compare(parse_arguments(CompareArguments, "compare", words)))
+
+
+def _compare(arguments: CompareArguments) -> int:
+    """Plan, and carry the plan out."""
+    _check_numbers(arguments)
+    plan = _make_plan(arguments)
+    if arguments.dry_run:
+        known = read_plan(arguments.out) if (arguments.out / PLAN_FILE).exists() else None
+        plan = _agree(known, plan, arguments.out)
+        _print_matrix(plan, survey(plan, arguments.out), is_written=known is not None)
+        _print_cost(plan, arguments)
+        return 0
+    if (arguments.out / PLAN_FILE).exists():
+        _agree(read_plan(arguments.out), plan, arguments.out)  # a wrong request creates nothing
+    if arguments.backend == "slurm":
+        return _write_slurm(plan, arguments)
+    backend = _make_backend(arguments, len(plan.runs))
+    with RunFolder(arguments.out / "compare").lock():
+        plan = _settle_plan(plan, arguments)
+        outcome = _carry_out(plan, arguments, backend)
+    return _conclude(plan, arguments, outcome)
+
+
+def _check_numbers(arguments: CompareArguments) -> None:
+    """Check what the plan does not."""
+    if arguments.backend not in BACKENDS:
+        hint = suggest(arguments.backend, BACKENDS) or f"; there are {', '.join(BACKENDS)}"
+        raise RequestError(f'there is no backend "{arguments.backend}"{hint}')
+    if (arguments.backend == "ray") != bool(arguments.address):
+        raise RequestError(
+            "--address names the cluster of --backend ray; give both, for example --address 127.0.0.1:6379"
+        )
+    for name in ("workers", "retries"):
+        if not 0 <= getattr(arguments, name) <= 10_000:
+            raise RequestError(f"--{name} is {getattr(arguments, name)}; it is a whole number from 0 to 10,000")
+
+
+def _make_plan(arguments: CompareArguments) -> Plan:
+    """Plan what the arguments ask for."""
+    return make_plan(
+        arguments.suite,
+        _split(arguments.agents),
+        _split(arguments.extractors),
+        arguments.seeds,
+        arguments.steps,
+        protocol=arguments.protocol,
+        overrides=arguments.set,
+        eval_every=arguments.eval_every,
+        eval_episodes=arguments.eval_episodes,
+        checkpoint_every=arguments.checkpoint_every,
+    )
+
+
+def _split(names: str) -> list[str]:
+    """Split a list at its commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _agree(known: Plan | None, wanted: Plan, out: Path) -> Plan:
+    """Return the plan to follow: the one that is there, extended if more seeds are wanted.
+
+    Raises:
+        RequestError: the folder holds another plan, or one of more seeds.
+    """
+    if known is None:
+        return wanted
+    differences = known.differences(wanted)
+    if differences:
+        raise RequestError(
+            f"{out} holds another comparison: {'; '.join(differences)}. Ask for the same, or use another --out"
+        )
+    if len(wanted.seeds) < len(known.seeds):
+        raise RequestError(
+            f"--seeds is {len(wanted.seeds)}, and the plan in {out} has {len(known.seeds)}; a plan does not shrink. Ask"
+            f" for --seeds {len(known.seeds)} or more, or use another --out"
+        )
+    if len(wanted.seeds) == len(known.seeds):
+        return known
+    return known.extended(len(wanted.seeds), datetime.now(UTC).date().isoformat())
+
+
+def _settle_plan(plan: Plan, arguments: CompareArguments) -> Plan:
+    """Write the plan, or an extension of it, before anything runs."""
+    out = arguments.out
+    known = read_plan(out) if (out / PLAN_FILE).exists() else None
+    settled = _agree(known, plan, out)
+    survey(settled, out)  # refuses folders of other runs, before the plan is written
+    for path in (Path(agent) for agent in _split(arguments.agents) if agent.endswith(".toml")):
+        copy = recipe_copy(out, path.stem)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    if settled != known:
+        write_plan(out, settled)
+    return settled
+
+
+def _make_backend(arguments: CompareArguments, runs: int) -> Backend:
+    """Make the backend that the arguments name."""
+    if arguments.backend == "ray":
+        from coordrl.cluster import RayBackend
+
+        return RayBackend(arguments.address, arguments.workers)
+    cores = allowed_cores()
+    return LocalBackend(min(arguments.workers or len(cores), runs), cores)
+
+
+def _write_slurm(plan: Plan, arguments: CompareArguments) -> int:
+    """Write the plan and the script of a Slurm array, and say how to submit it."""
+    from coordrl.slurm import write_script
+
+    with RunFolder(arguments.out / "compare").lock():
+        plan = _settle_plan(plan, arguments)
+        script = write_script(
+            plan,
+            arguments.out,
+            workers=arguments.workers,
+            retries=arguments.retries,
+            more_words=("--device", arguments.device),
+        )
+    print(f"{len(plan.runs)} runs, plan {plan.hash}; nothing was submitted. Look at the script, then: sbatch {script}")
+    return 0
+
+
+def _carry_out(plan: Plan, arguments: CompareArguments, backend: Backend) -> Outcome:
+    """Run all that waits, and show it."""
+    from coordrl.scoreboard import Scoreboard
+
+    tell(f"{len(plan.runs)} runs of {plan.steps:,} steps, plan {plan.hash}, {backend.summary}, into {arguments.out}")
+    with Scoreboard(plan.steps) as board:
+        launcher = Launcher(
+            plan,
+            arguments.out,
+            backend,
+            retries=arguments.retries,
+            more_words=("--device", arguments.device),
+            show=board.show,
+            say=board.say,
+        )
+        return launcher.run()
+
+
+def _conclude(plan: Plan, arguments: CompareArguments, outcome: Outcome) -> int:
+    """Say how it ended."""
+    if outcome.signal_number:
+        raise StoppedError(
+            f"stopped with {outcome.done + outcome.diverged} of {len(plan.runs)} runs done; the same command goes on",
+            outcome.signal_number,
+        )
+    for folder, code in outcome.failed:
+        log = arguments.out / "compare" / "logs" / f"{folder.replace('/', '--')}.log"
+        tell(f"failed: {folder}, exit code {code}; see {log}")
+    diverged = f", {outcome.diverged} of them diverged" if outcome.diverged else ""
+    tell(f"{outcome.done + outcome.diverged} of {len(plan.runs)} runs done{diverged}")
+    tell(f"report: coordrl report {arguments.out}")
+    return 1 if outcome.failed else 0
+
+
+def _print_matrix(plan: Plan, states: list[CellState], *, is_written: bool) -> None:
+    """Print the matrix, one mark for each seed, and what is decided."""
+    print(f"plan {plan.hash}, {'as written' if is_written else 'not written yet'}: {plan.question}")
+    print(f"  {plan.better}")
+    print(f"{len(plan.runs)} runs of {plan.steps:,} steps, protocol {plan.protocol}, seeds 0 to {plan.seeds[-1]}")
+    marks = {"done": "#", "diverged": "!", "waiting": ".", "begun": "-"}
+    print("# done   - begun   . waiting   ! diverged")
+    wide = max(len(game) for game in plan.games) + 2
+    for arm in plan.arms():
+        print(f"{arm.name}:")
+        for game in plan.games:
+            row = "".join(
+                marks["begun" if state.state == "waiting" and state.folder.spec_file.exists() else state.state]
+                for state in states
+                if state.cell.arm == arm and state.cell.spec.game == game
+            )
+            print(f"  {game:<{wide}}{row}")
+
+
+def _print_cost(plan: Plan, arguments: CompareArguments) -> None:
+    """Measure, and print what the rest will cost on this machine."""
+    from coordrl.estimate import add_up, measure
+
+    left = [state.cell for state in survey(plan, arguments.out) if state.state == "waiting"]
+    if not left:
+        print("nothing is left to run")
+        return
+    backend = _make_backend(arguments, len(left))
+    rates: list[Rate] = measure(plan, backend, tell)
+    for rate in rates:
+        print(f"{rate.arm.name}: {rate.steps_per_second:,.0f} steps/s a run, {backend.summary}")
+    cost = add_up(plan, left, rates, backend.slots)
+    free = shutil.disk_usage(_existing(arguments.out)).free
+    total = sum(rate.steps_per_second for rate in rates) / len(rates) * backend.slots
+    print(
+        f"all together {total:,.0f} steps/s; {len(left)} runs are left: {format_seconds(cost.seconds)} without evaluations"
+    )
+    print(f"disk: {cost.bytes / 1e9:,.1f} GB; {free / 1e9:,.1f} GB are free there")
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder above that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

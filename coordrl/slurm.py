@@ -1,0 +1,92 @@
+"""A comparison as one Slurm job array: a script to look at and submit; nothing is submitted here."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from coordrl.launch import train_words
+from coordrl.plan import Plan
+from coordrl.results import replace_file
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# All {count} runs of plan {hash}, one array task each. Submit it with: sbatch {name}
+# Submitting it again is safe: a finished run says so and ends, an unfinished one goes on from its checkpoint.
+#SBATCH --job-name=coordrl-{hash}
+#SBATCH --array=0-{last}{limit}
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4G
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={logs}/slurm-%a.log
+#SBATCH --signal=B:TERM@120
+# Two minutes before its time is up, or when it is preempted, a task gets SIGTERM: it writes a checkpoint, and is queued again.
+set -u
+export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
+
+runs=(
+{runs}
+)
+
+eval "set -- ${{runs[${{SLURM_ARRAY_TASK_ID:?run it with sbatch, or set SLURM_ARRAY_TASK_ID to a number from 0 to {last}}}]}}"
+{python} -m coordrl.train "$@" --out {out} &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+wait "$child"
+code=$?
+while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the training
+  wait "$child"
+  code=$?
+done
+
+again() {{
+  if command -v scontrol >/dev/null && [ -n "${{SLURM_JOB_ID:-}}" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+}}
+case "$code" in
+  0) ;;
+  70) code=0 ;;                    # diverged: it counts as it is
+  2) ;;                            # refused: asking again changes nothing
+  130 | 143 | 75) again ;;         # stopped, or its folder was still held: it goes on later
+  *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then again; fi ;;
+esac
+exit "$code"
+"""
+
+
+def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_words: Sequence[str] = ()) -> Path:
+    """Write the array's script and return its path.
+
+    Args:
+        plan: the runs, in the order of their numbers.
+        out: the folder of all runs, which every node has to see under the same path.
+        workers: tasks at a time; 0 for as many as the cluster gives.
+        retries: how often a crashed task is queued again.
+        more_words: for `coordrl train`, beyond the plan's.
+    """
+    place = out.absolute()
+    file = place / "compare" / "slurm.sh"
+    logs = place / "compare" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    runs = [shlex.join([*train_words(plan, cell, place), *more_words]) for cell in plan.runs]
+    text = _SCRIPT.format(
+        count=len(runs),
+        hash=plan.hash,
+        name=shlex.quote(str(file)),
+        last=len(runs) - 1,
+        limit=f"%{workers}" if workers else "",
+        logs=logs,
+        runs="\n".join(f"  {shlex.quote(words)}" for words in runs),
+        python=shlex.quote(sys.executable),
+        out=shlex.quote(str(place)),
+        retries=retries,
+    )
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+        partial.chmod(0o755)
+
+    replace_file(file, write)
+    return file
