@@ -207,7 +207,7 @@ def _improvement(agent: AgentFinding, styles: Mapping[Arm, Style]) -> Chart | No
                 _margin(forest),
             )
         )
-        verdicts = {game.game: VERDICTS[game.verdict] for game in pair.by_game} | {"all games": VERDICTS[pair.verdict]}
+        verdicts = {game.game: VERDICTS[game.verdict] for game in pair.by_game} | {"all games": VERDICTS[pair.shown]}
         rows += [(name, row.label, row.estimate, row.low, row.high, verdicts[row.label]) for row in forest]
     if not panels:
         return None
@@ -232,7 +232,7 @@ def _improvement_rows(pair: PairFinding, style: Style) -> list[ForestRow]:
         if game.improvement is not None
     ]
     if pair.improvement is not None:
-        shown = pair.verdict in ("better", "worse")
+        shown = pair.shown in ("better", "worse")
         rows.append(ForestRow("all games", style, *pair.improvement[:3], shown, summary=True))
     return rows
 

@@ -24,6 +24,7 @@ from coordrl.references import random_and_human
 from coordrl.stats import Interval
 
 ALPHA = 0.05  # of each family of tests, and 1 - the level of every interval
+FEWEST = 5  # seeds an arm that a verdict over all games may rest on
 POWER = 0.8  # with which the smallest effect would be seen
 Array = NDArray[np.float64]
 
@@ -89,6 +90,12 @@ class PairFinding:
     n_tests: int  # that the p values are corrected for
     smallest: float | None  # effect that one game's test would see with 80 % power, in standard deviations
     smallest_p: float | None  # the least that one game's test can give, uncorrected
+    settled: bool  # whether the verdict may be rested on: the matrix is complete, and the seeds are not too few
+
+    @property
+    def shown(self) -> str:
+        """The verdict as a figure or a colour may show it: open where it is not settled."""
+        return self.verdict if self.settled or self.verdict not in ("better", "worse") else "open"
 
 
 @dataclass(frozen=True)
@@ -243,8 +250,9 @@ def _find_pair(
     verdict = "none"
     if differences:
         verdict = _verdict(differences["IQM"]) if len(seeds) > 1 else "few"
+    settled = not evidence.missing and len(seeds) >= FEWEST
     return PairFinding(
-        treatment, control, seeds, games, differences, area, improvement, by_game, verdict, 0, None, None
+        treatment, control, seeds, games, differences, area, improvement, by_game, verdict, 0, None, None, settled
     )
 
 

@@ -387,4 +387,5 @@ def _filters() -> dict[str, Any]:
         "listed": words.listed,
         "verdict": words.VERDICTS.__getitem__,
         "short": _short,
+        "together": lambda text: re.sub(r"(?<=\w)-(?=\w)", "\N{NON-BREAKING HYPHEN}", text),  # coord-r on one line
     }

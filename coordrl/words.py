@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 
 from coordrl.evidence import Evidence
-from coordrl.findings import ALPHA, POWER, GameFinding, PairFinding
+from coordrl.findings import ALPHA, FEWEST, POWER, GameFinding, PairFinding
 from coordrl.stats import Interval, can_claim
 
 NONE = "\N{EN DASH}"  # where there is no number
@@ -84,7 +84,7 @@ def headline(pair: PairFinding, *, partial: bool) -> str:
         return f"No seed of {who} and {control} is complete yet, so there is nothing to say."
     if pair.verdict == "few":
         return f"One seed an arm says nothing about {who} against {control}."
-    if len(pair.seeds) < 5 and pair.verdict != "open":
+    if len(pair.seeds) < FEWEST and pair.verdict != "open":
         said = {"better": "above", "worse": "below"}[pair.verdict]
         return f"{who} lies {said} {control} in {counted(len(pair.seeds), 'seed')}, which are too few to rest on."
     if partial:
@@ -152,18 +152,22 @@ def by_game(pair: PairFinding) -> str:
     groups: dict[str, list[str]] = {name: [] for name in VERDICTS}
     for game in pair.by_game:
         groups[game.verdict].append(game.game)
-    tests = f"{counted(pair.n_tests, 'test')}"
     parts = []
     if groups["few"]:
-        parts.append(f"too few seeds to claim anything in {listed(groups['few'])}")
+        parts.append(f"too few seeds to claim anything in {_games(groups['few'], pair, 'any game')}")
     for name in ("better", "worse"):
         if groups[name] or len(groups["few"]) + len(groups["none"]) < len(pair.by_game):
-            parts.append(f"{name} in {listed(groups[name])}")
+            parts.append(f"{name} in {_games(groups[name], pair, 'every game')}")
     if groups["open"]:
-        parts.append(f"not shown in {listed(groups['open'])}")
+        parts.append(f"not shown in {_games(groups['open'], pair, 'any game')}")
     if groups["none"]:
-        parts.append(f"no result in {listed(groups['none'])}")
-    return f"Game by game, corrected for {tests}: {'; '.join(parts)}."
+        parts.append(f"no result in {_games(groups['none'], pair, 'any game')}")
+    return f"Game by game, corrected for {counted(pair.n_tests, 'test')}: {'; '.join(parts)}."
+
+
+def _games(names: Sequence[str], pair: PairFinding, every: str) -> str:
+    """List games, or say that these are all."""
+    return every if len(names) == len(pair.by_game) > 1 else listed(names)
 
 
 def game_sentence(game: GameFinding, pair: PairFinding) -> str:

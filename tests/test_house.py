@@ -90,12 +90,33 @@ def test_importing_coordrl_imports_nothing_else() -> None:
         "play nowhere",
         "compare --suite atari8",
         "compare --extractors nature,cord",
+        "report nowhere",
     ],
 )
 def test_a_wrong_request_is_answered_without_a_slow_import(words: str) -> None:
     heavy = "{'torch', 'numpy', 'scipy', 'gymnasium', 'stable_baselines3', 'ale_py', 'rich.console'}"
     code = f"import sys; from coordrl.__main__ import main; print(main({words.split()!r}), {heavy} & set(sys.modules))"
     assert run_python(code) == "2 set()"
+
+
+def test_the_evidence_column_never_imports_torch() -> None:
+    names = [
+        "plan",
+        "record",
+        "evidence",
+        "stats",
+        "findings",
+        "words",
+        "figures",
+        "charts",
+        "pictures",
+        "page",
+        "report",
+        "compare",
+    ]
+    heavy = "{'torch', 'gymnasium', 'stable_baselines3', 'ale_py', 'tensorboard'}"
+    code = f"import sys, importlib; [importlib.import_module('coordrl.' + name) for name in {names}]"
+    assert run_python(f"{code}; print({heavy} & set(sys.modules))") == "set()"
 
 
 def test_the_type_marker_is_there() -> None:
