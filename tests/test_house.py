@@ -17,7 +17,7 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references"},
     {"coordconv"},
     {"extractors", "atari", "results", "coordinates"},
     {"checkpoint", "plan"},
