@@ -12,6 +12,7 @@ from coordrl.errors import suggest
 _COMMANDS = {
     "train": "train an agent on an Atari game, or go on with a run",
     "compare": "compare extractors on a suite of games with many seeds",
+    "report": "show what the runs of a comparison say, as a page",
     "evaluate": "score a trained agent over whole games",
     "play": "make a video of a trained agent",
 }

@@ -8,13 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw_maps(maps: NDArray[np.float32], *, columns: int = 8, zoom: int = 4) -> NDArray[np.uint8]:
+def draw_maps(
+    maps: NDArray[np.float32], *, columns: int = 8, zoom: int = 4, largest: float | None = None
+) -> NDArray[np.uint8]:
     """Draw position maps as a grid of small heat maps, (height, width, 3) uint8.
 
-    Blue is negative, white 0, red positive; one scale for all, from the largest value of any filter, so
-    that a filter that ignores its position looks white beside one that does not.
+    Blue is negative, white 0, red positive; one scale for all, so that a filter that ignores its position
+    looks white beside one that does not.
+
+    Args:
+        maps: (filters, height, width).
+        columns: of the grid.
+        zoom: pixels of the picture for one of a map, each way.
+        largest: the value of the deepest colour; by default the largest of any filter.
     """
-    largest = float(np.abs(maps).max()) or 1.0
+    largest = largest or float(np.abs(maps).max()) or 1.0
     tiles = [_draw(one / largest, zoom) for one in maps]
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ class Plan:
     runs: tuple[Cell, ...]  # in the order in which they are started
     extensions: tuple[Extension, ...] = ()
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The first 16 hex digits of the SHA-256 of everything but the extensions, as canonical JSON."""
         data = self._data()

@@ -267,8 +267,11 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return list(stream_rows(file))
 
 
-def stream_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Read a log row by row, holding one at a time; a line that is cut short or damaged ends it."""
+def stream_rows(file: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[dict[str, Any]]:
+    """Read a log row by row, holding one at a time; a line that is cut short or damaged ends it.
+
+    `parse` turns a line into a row, or raises ValueError.
+    """
     try:
         handle = file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -276,7 +279,7 @@ def stream_rows(file: Path) -> Iterator[dict[str, Any]]:
     with handle:
         for line in handle:
             try:
-                row = json.loads(line)
+                row = parse(line)
             except ValueError:
                 return
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):

@@ -17,14 +17,17 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "figures", "measures"},
     {"coordconv"},
-    {"extractors", "atari", "results", "coordinates"},
-    {"checkpoint", "plan"},
-    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends"},
-    {"course", "launch"},
-    {"training", "scoreboard", "estimate", "slurm", "cluster"},
-    {"train", "evaluate", "play", "compare"},
+    {"extractors", "atari", "results", "coordinates", "significance"},
+    {"checkpoint", "plan", "stats"},
+    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record"},
+    {"course", "launch", "evidence"},
+    {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},
+    {"words", "pictures"},
+    {"charts"},
+    {"page"},
+    {"train", "evaluate", "play", "compare", "report"},
     {"__main__"},
 ]
 

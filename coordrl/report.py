@@ -1,0 +1,105 @@
+"""coordrl report: what a comparison's runs say, as a page that anyone can open, with its figures and numbers."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from coordrl.console import Name, parse_arguments, run_command
+from coordrl.errors import OutputError, RequestError, suggest
+
+if TYPE_CHECKING:
+    from coordrl.charts import Chart, Table
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Report what the runs of a comparison show.
+
+    For example:
+        coordrl report runs                          everything, into the folder report
+        coordrl report runs --out docs/atari         elsewhere
+        coordrl report runs --only curves-a2c        one figure and its numbers alone
+
+    Writes report.html, which needs no network and no other file, report.md, figures/ as SVG and PNG, and every
+    number as CSV in tables/. Reads run folders alone, wherever they were copied to; nothing in them changes. If
+    runs are missing, the report says so at its top.
+    """
+
+    runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUNS")]]
+    """the folder that compare or train wrote to"""
+    out: Path = Path("report")
+    """the folder to write to"""
+    only: Name = ""
+    """one figure by its name, as the report gives it"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _report(parse_arguments(ReportArguments, "report", words)))
+
+
+def _report(arguments: ReportArguments) -> int:
+    """Read, compute, draw and write."""
+    if not arguments.runs.is_dir():
+        raise RequestError(f"there is no folder {arguments.runs}; give the one that compare or train wrote to")
+    from coordrl.evidence import read_evidence  # numpy, scipy, matplotlib: a second to import
+    from coordrl.findings import find
+    from coordrl.page import Page
+
+    findings = find(read_evidence(arguments.runs))
+    page = Page(findings, runs=arguments.runs.as_posix(), out=arguments.out.as_posix())
+    if arguments.only:
+        chart = page.charts.get(arguments.only)
+        if chart is None:
+            hint = suggest(arguments.only, page.charts) or f"; there are {', '.join(page.charts)}"
+            raise RequestError(f'there is no figure "{arguments.only}"{hint}')
+        _write(arguments.out, {chart.name: chart}, {chart.name: chart.table}, {}, {})
+        print(f"wrote {arguments.out}/figures/{chart.name}.svg, .png and {arguments.out}/tables/{chart.name}.csv")
+        return 0
+    _write(arguments.out, page.charts, page.tables, page.pictures, page.texts)
+    for line in page.summary:
+        print(line)
+    print(f"wrote {arguments.out}/report.html, report.md, figures/ and tables/")
+    return 0
+
+
+def _write(
+    out: Path,
+    charts: Mapping[str, Chart],
+    tables: Mapping[str, Table],
+    pictures: Mapping[str, bytes],
+    texts: Mapping[str, str],
+) -> None:
+    """Write all files of a report.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from coordrl.figures import save_figure
+
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        (out / "tables").mkdir(exist_ok=True)
+        for chart in charts.values():
+            save_figure(chart.panels, chart.columns, out / "figures" / chart.name)
+        for name, data in pictures.items():
+            (out / "figures" / f"{name}.png").write_bytes(data)
+        for name, table in tables.items():
+            with (out / "tables" / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([table.header, *table.rows])
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}. Choose another --out") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
