@@ -120,7 +120,7 @@ class Page:
             "title": self._title(),
             "version": __version__,
             "partial": words.partial_sentence(self.evidence),
-            "frames": plan.steps * FRAMES_PER_STEP,
+            "frames": None if plan.suite == "controls" else plan.steps * FRAMES_PER_STEP,
             "commands": self._commands(),
             "unit": self.unit,
             "arms": [self._arm_facts(arm) for arm in self.evidence.arms],
@@ -210,7 +210,7 @@ class Page:
         """Return what others published under the same protocol, beside ours, for each game."""
         rows = []
         for game in self.plan.games:
-            others = _references(game)
+            others = published(game)
             ours = [
                 (side.arm, side.centre, len(side.values))
                 for section in self.sections
@@ -303,14 +303,6 @@ def _short(steps: int | None) -> str:
     if steps is None:
         return "steps unknown"
     return f"{steps / 1e6:g}M" if steps >= 10**6 else f"{steps:,}"
-
-
-def _references(game: str) -> list[Published]:
-    """Return what was published on a game; nothing of a game that nobody published on."""
-    try:
-        return published(game)
-    except RequestError:
-        return []
 
 
 def _ends_of_scale(game: str) -> tuple[float, float] | None:

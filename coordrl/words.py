@@ -80,6 +80,8 @@ def counted(count: int, what: str) -> str:
 def headline(pair: PairFinding, *, partial: bool) -> str:
     """Answer the question in a few words."""
     who, control = pair.treatment.extractor, pair.control.extractor
+    if pair.verdict == "none" and any(game.verdict != "none" for game in pair.by_game):
+        return f"{who} and {control} are compared game by game alone."
     if pair.verdict == "none":
         return f"No seed of {who} and {control} is complete yet, so there is nothing to say."
     if pair.verdict == "few":
@@ -103,6 +105,10 @@ def overall(pair: PairFinding, unit: str) -> list[str]:
         unit: what a normalised score of 1 is, for example "a human".
     """
     who, control = pair.treatment.extractor, pair.control.extractor
+    if not pair.differences and any(game.verdict != "none" for game in pair.by_game):
+        return [
+            "There is no verdict over all games: no complete seed, or no scores of random and human play to scale by."
+        ]
     if not pair.differences:
         return ["No cell of both arms has a result on the same game and seed."]
     difference = pair.differences["IQM"]

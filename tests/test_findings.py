@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coordrl import words
+from coordrl.errors import RequestError
 from coordrl.evidence import Evidence
 from coordrl.findings import ALPHA, Findings, PairFinding, band
 from coordrl.findings import find as find_with
@@ -167,6 +168,22 @@ def test_nothing_finished_says_nothing() -> None:
         words.headline(pair, partial=True) == "No seed of coord and nature is complete yet, so there is nothing to say."
     )
     assert findings.agents[0].profile is None
+
+
+def test_games_without_reference_scores_are_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = evidence_of(plan_of(8), [5.0] * 9)
+
+    def unknown(game: str) -> tuple[float, float]:
+        raise RequestError(f"nothing is known of {game}")
+
+    monkeypatch.setattr("coordrl.findings.random_and_human", unknown)
+    findings = find(evidence)
+    pair = only(findings)
+    assert findings.unreferenced == GAMES
+    assert (pair.verdict, pair.differences) == ("none", {})
+    assert {game.verdict for game in pair.by_game} == {"better"}
+    assert words.headline(pair, partial=False) == "coord and nature are compared game by game alone."
+    assert "no scores of random and human play" in words.overall(pair, "a human")[0]
 
 
 def test_few_seeds_are_not_rested_on_even_where_the_interval_is_clear() -> None:
