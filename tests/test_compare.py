@@ -148,6 +148,7 @@ def test_a_dry_run_shows_the_matrix_and_what_is_done_and_writes_nothing(
     assert sorted(out.rglob("*")) == files
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_what_the_rest_will_cost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = "--suite Pong --extractors nature,coord --seeds 2 --steps 800 --set n_envs=4 --workers 2 --dry-run"
     assert main([*words.split(), "--out", str(tmp_path / "runs")]) == 0
@@ -190,7 +191,14 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_with_the_same_seed(tmp_path
     assert_each_cell_is_finished_once(tmp_path)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_launcher_leaves_no_worker_and_the_same_command_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     words = "--suite Pong --extractors nature,coord --seeds 1 --steps 1500 --set n_envs=4 --checkpoint-every 100"
     launcher = start(words, tmp_path)
@@ -211,6 +219,7 @@ def test_a_stopped_launcher_leaves_no_worker_and_the_same_command_goes_on(tmp_pa
         assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
 
 
+@pytest.mark.slow
 def test_two_launchers_on_one_folder_do_not_collide(tmp_path: Path) -> None:
     words = "--suite Pong --extractors nature --seeds 1 --steps 100000 --set n_envs=4"
     first = start(words, tmp_path)
@@ -222,6 +231,7 @@ def test_two_launchers_on_one_folder_do_not_collide(tmp_path: Path) -> None:
     first.communicate(timeout=100)
 
 
+@pytest.mark.slow
 def test_a_run_that_never_succeeds_is_given_up_and_reported_and_the_others_are_done(tmp_path: Path) -> None:
     words = "--suite Pong --extractors nature,coord --seeds 1 --steps 80 --set n_envs=2 --retries 1"
     broken = tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0"
@@ -237,6 +247,7 @@ def test_a_run_that_never_succeeds_is_given_up_and_reported_and_the_others_are_d
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_counts_and_is_not_tried_again(tmp_path: Path) -> None:
     words = (
         "--suite Pong --extractors nature --seeds 1 --steps 4000 --set n_envs=2 learning_rate=1e5 max_grad_norm=1e30"
@@ -297,6 +308,7 @@ def test_the_folder_of_another_comparison_or_run_is_refused(tmp_path: Path, capf
     assert not (other / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_is_copied_beside_the_plan(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
@@ -327,6 +339,7 @@ def test_the_slurm_script_is_sound_and_each_of_its_tasks_makes_one_run(tmp_path:
     assert subprocess.run(["bash", script], env=unset, capture_output=True, timeout=60, check=False).returncode != 0
 
 
+@pytest.mark.slow
 def test_a_slurm_task_that_gets_sigterm_writes_a_checkpoint_and_asks_to_be_queued_again(tmp_path: Path) -> None:
     words = "--suite Pong --extractors nature --seeds 1 --steps 100000 --set n_envs=4 --backend slurm"
     assert compare(words, tmp_path / "runs").returncode == 0
@@ -362,8 +375,9 @@ def test_the_words_of_a_cell_make_exactly_its_spec(tmp_path: Path) -> None:
         assert arguments.plan == plan.hash
 
 
+@pytest.mark.slow
 def test_a_launcher_that_fails_itself_stops_its_workers(tmp_path: Path) -> None:
-    plan = make_plan("Pong", ["a2c"], ["nature"], 1, 10**6, overrides=["n_envs=2"], eval_every=0)
+    plan = make_plan("Pong", ["a2c"], ["nature"], 1, 50_000, overrides=["n_envs=2"], eval_every=0)
     write_plan(tmp_path, plan)
     (tmp_path / "compare").mkdir()
 
