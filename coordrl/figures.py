@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ DASHES: tuple[Any, ...] = ((4, 1.6), (None, None), (1.2, 1.4), (6, 1.5, 1.2, 1.5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT = 3.4, 2.35  # inches, of a panel: 245 points wide, so that its text is legible at a phone's width
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.58, 0.14, 0.42, 0.24  # inches around a panel's axes
+_LEGEND = 0.34  # inches above all panels
 _PAPER = "#fffffe"  # inside of an open marker
 _PAGE = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", _PAPER: "var(--paper)"}
 _PAGE |= {colour: f"var(--arm-{index})" for index, colour in enumerate(COLOURS)}
@@ -137,10 +139,10 @@ def inline_svg(panel: Panel, name: str) -> str:
     return head + svg[svg.index(">") + 1 :]
 
 
-def save_figure(panels: Sequence[Panel], columns: int, stem: Path) -> list[Path]:
-    """Draw panels together into one SVG and one PNG on white, and return both files."""
+def save_figure(panels: Sequence[Panel], columns: int, legend: Sequence[Style], stem: Path) -> list[Path]:
+    """Draw panels together, below a legend, into one SVG and one PNG on white, and return both files."""
     with rc_context({**_SETTINGS, "savefig.facecolor": "white"}):
-        figure = _figure(panels, columns)
+        figure = _figure(panels, columns, legend)
         files = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
         figure.savefig(files[0], metadata={"Date": None})
         figure.savefig(files[1], dpi=130, metadata={"Software": None})
@@ -310,14 +312,30 @@ def short(value: float, _: object = None) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _figure(panels: Sequence[Panel], columns: int) -> Figure:
+def _figure(panels: Sequence[Panel], columns: int, legend: Sequence[Style] = ()) -> Figure:
     """Lay panels out in rows, with margins that are fixed in inches: so the axes of a column lie in line."""
+    above = _LEGEND if legend else 0.0
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     width = max(sum(panel.width for panel in row) for row in rows)
-    height = sum(row[0].height for row in rows)
+    height = sum(row[0].height for row in rows) + above
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    bottom = height
+    if legend:
+        handles = [
+            Line2D([], [], color=style.colour, dashes=style.dash, marker=style.marker, label=style.label)
+            for style in legend
+        ]
+        figure.legend(
+            handles=handles,
+            ncols=len(handles),
+            loc="upper left",
+            bbox_to_anchor=(0.1 / width, 1 - 0.03 / height),
+            borderaxespad=0.0,
+            frameon=False,
+            fontsize=9,
+            handlelength=3,
+        )
+    bottom = height - above
     for row in rows:
         bottom -= row[0].height
         left = 0.0

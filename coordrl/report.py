@@ -89,7 +89,7 @@ def _write(
         (out / "figures").mkdir(parents=True, exist_ok=True)
         (out / "tables").mkdir(exist_ok=True)
         for chart in charts.values():
-            save_figure(chart.panels, chart.columns, out / "figures" / chart.name)
+            save_figure(chart.panels, chart.columns, chart.legend, out / "figures" / chart.name)
         for name, data in pictures.items():
             (out / "figures" / f"{name}.png").write_bytes(data)
         for name, table in tables.items():
