@@ -48,7 +48,12 @@ def shuffled_grid(
     The same values in the same channels, each pixel keeps an address of its own, but neighbours do not
     have neighbouring addresses. All channels are permuted alike.
     """
-    grid = coordinate_grid(height, width, with_radius=with_radius, device=device, dtype=dtype)
+    return shuffle_pixels(coordinate_grid(height, width, with_radius=with_radius, device=device, dtype=dtype))
+
+
+def shuffle_pixels(grid: Tensor) -> Tensor:
+    """Permute the pixels of a grid (1, channels, height, width) by the fixed seed, all channels alike."""
+    height, width = grid.shape[-2:]
     order = torch.as_tensor(_shuffle(height * width), device=grid.device)
     return grid.flatten(2)[:, :, order].view_as(grid)
 

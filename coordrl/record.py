@@ -93,7 +93,7 @@ def _read(cell: Cell, folder: RunFolder, spec: Spec) -> Run:
         curve=_forward(log.returns, log.step, spec.steps),
         ratio=_forward(log.ratios, log.step, spec.steps) if log.ratios else None,
         maps=tuple(folder.position_maps()),
-        ablation=_read_ablation(folder.path / "ablation.json"),
+        ablation=_read_ablation(folder.ablation_file),
         facts=read_json(folder.spec_file),
     )
     diverged = read_json(folder.path / "diverged.json")

@@ -105,6 +105,11 @@ class RunFolder:
         """diverged.json: at which step a training diverged, by what sign, and its last returns."""
         return self.path / "diverged.json"
 
+    @property
+    def ablation_file(self) -> Path:
+        """ablation.json: scores with true and with ablated coordinates; `coordrl evaluate --ablate` writes it."""
+        return self.path / "ablation.json"
+
     def position_maps(self) -> list[tuple[Path, int]]:
         """Return the files of position maps with their steps, in order."""
         files = sorted(self.coordinates.glob("maps-*.npy"))

@@ -88,6 +88,14 @@ EXTRACTOR_SUMMARIES: dict[str, str] = {
     "pool": "control: stride 1, circular padding, global mean; blind to position",
     "coord-pool": "pool with CoordConv in the first layer",
 }
+WITHOUT_COORDINATES = ("nature", "pool")  # of these: each the twin of others
+
+# What can be done to the coordinates of a trained agent; coordrl.ablation does it.
+ABLATIONS: dict[str, str] = {
+    "zero": "coordinate weights 0",
+    "shift": "the grid rolled by half its height and half its width",
+    "shuffle": "the grid's pixels permuted by a fixed seed",
+}
 
 
 @cache
