@@ -165,8 +165,8 @@ def draw_curves(
     for style, steps, mean, low, high in curves:
         axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
         axes.plot(steps, mean, color=style.colour, dashes=style.dash, solid_capstyle="round")
-        if origin:
-            axes.axhline(mean[~np.isnan(mean)][0], color=style.colour, linewidth=0.9, dashes=(1, 2))
+        if origin and np.isfinite(mean).any():
+            axes.axhline(mean[np.isfinite(mean)][0], color=style.colour, linewidth=0.9, dashes=(1, 2))
     axes.set_title(title)
     axes.set_ylabel(label)
     axes.set_xlabel("steps")
@@ -178,6 +178,8 @@ def draw_curves(
     axes.margins(y=0.08)
     if origin:
         axes.set_ylim(bottom=0)
+    if not any(np.isfinite(line.mean).any() for line in curves):
+        _say_empty(axes)
 
 
 def draw_points(
@@ -210,6 +212,14 @@ def draw_points(
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(short))
     axes.margins(y=0.1)
+    if not any(len(values) for _, values, _ in sides):
+        _say_empty(axes)
+
+
+def _say_empty(axes: Axes) -> None:
+    """Say that there is nothing to draw, instead of an axis around 0."""
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 @dataclass(frozen=True)

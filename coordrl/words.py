@@ -228,11 +228,17 @@ def partial_sentence(evidence: Evidence) -> str:
     """Say how much of the matrix is missing, or "" if nothing is."""
     if not evidence.missing:
         return ""
-    whole, gaps = len(evidence.runs), len(evidence.missing)
+    gaps = len(evidence.missing)
+    left = sum(run.state in ("unfinished", "missing") for run in evidence.missing)
+    empty = gaps - left  # they came to their end, and no game did
+    reasons = [f"{left:,} did not finish"] if left else []
+    reasons += [f"{empty:,} finished no game"] if empty else []
+    missing = f"{counted(gaps, 'run')} of {len(evidence.runs):,} {'has' if gaps == 1 else 'have'} no result"
+    if not left:
+        return f"{missing}: {listed(reasons)}. Nothing can be said of what they stand for, and the rest is no verdict."
     return (
-        f"{counted(gaps, 'run')} of {whole:,} {'has' if gaps == 1 else 'have'} no result yet. Whoever looks at unfinished"
-        " runs and stops when they please finds differences where there are none: nothing here is a verdict before the"
-        " matrix is complete."
+        f"{missing}: {listed(reasons)}. Whoever looks at unfinished runs and stops when they please finds differences"
+        " where there are none: nothing here is a verdict before the matrix is complete."
     )
 
 

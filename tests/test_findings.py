@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,22 @@ def test_a_missing_cell_costs_its_seed_in_the_aggregates_and_nothing_else() -> N
     assert sizes["Qbert"] == (6, 6)
     said = words.headline(pair, partial=True)
     assert "not a verdict" in said
-    assert words.partial_sentence(findings.evidence).startswith("1 run of 108 has no result yet.")
+    assert words.partial_sentence(findings.evidence).startswith("1 run of 108 has no result: 1 did not finish.")
+
+
+def test_runs_without_a_game_are_told_from_runs_that_did_not_finish() -> None:
+    plan = plan_of(2)
+    evidence = evidence_of(plan, [0.0] * 9, without=[plan.runs[0].folder])
+    key = (plan.runs[1].arm, plan.runs[1].spec.game, 0)
+    empty = {key: replace(evidence.runs[key], final_return=None)}
+    both = replace(evidence, runs={**evidence.runs, **empty})
+    assert words.partial_sentence(both).startswith(
+        "2 runs of 36 have no result: 1 did not finish and 1 finished no game."
+    )
+    alone = replace(evidence, runs={**evidence_of(plan, [0.0] * 9).runs, **empty})
+    assert words.partial_sentence(alone).startswith(
+        "1 run of 36 has no result: 1 finished no game. Nothing can be said"
+    )
 
 
 def test_nothing_finished_says_nothing() -> None:

@@ -238,7 +238,7 @@ def test_a_partial_matrix_says_so_at_its_top(tmp_path: Path) -> None:
     text = html(tmp_path)
     head = text[: text.index("<main>")]
     assert "Partial report." in head
-    assert "2 runs of 12 have no result yet." in head
+    assert "2 runs of 12 have no result: 2 did not finish." in head
     assert "not a verdict" in text[text.index("<main>") : text.index("<nav")] or "too few" in text
     assert f"<code>{folders[0]}</code>: diverged at step" in text
     assert "it counts, with" in text
