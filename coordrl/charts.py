@@ -1,4 +1,4 @@
-"""The report's figures: what each shows, its panels, and its numbers as a table."""
+"""The report's figures of scores: what each shows, its panels, and its numbers as a table."""
 
 from __future__ import annotations
 
@@ -11,39 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordrl.figures import (
-    ForestRow,
-    Line,
-    Panel,
-    Style,
-    draw_curves,
-    draw_forest,
-    draw_paired,
-    draw_points,
-    draw_profile,
-)
 from coordrl.findings import AGGREGATES, AgentFinding, Band, Findings, PairFinding, Side
+from coordrl.panels import ForestRow, Line, Panel, Style, draw_curves, draw_forest, draw_points, draw_profile
 from coordrl.plan import Arm
 from coordrl.record import POINTS
 from coordrl.stats import Interval
-from coordrl.words import VERDICTS, between, number, share
+from coordrl.tables import Cell, Table
+from coordrl.words import VERDICTS, number, share
 
-Cell = str | float | int | None
 _EVERY = 10  # points of a curve to a row of the page's table; the CSV has them all
-_KINDS = ("true", "zero", "shuffle", "shift")  # of coordinates in an ablation, in this order
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of a figure: all for the CSV, those that the page shows, and how it writes them."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    shown: tuple[tuple[Cell, ...], ...] | None = None  # None: all
-
-    def page(self) -> tuple[tuple[str, ...], ...]:
-        """Return the rows that a page shows, as text."""
-        return tuple(tuple(_text(cell) for cell in row) for row in (self.rows if self.shown is None else self.shown))
 
 
 @dataclass(frozen=True)
@@ -59,17 +35,15 @@ class Chart:
     table: Table
 
 
-def charts_of(agent: AgentFinding, findings: Findings) -> dict[str, Chart]:
-    """Return the figures of one agent by kind; a kind without evidence is left out."""
+def score_charts(agent: AgentFinding, findings: Findings) -> dict[str, Chart]:
+    """Return the figures of what one agent's arms reached, by kind; a kind without evidence is left out."""
     styles = styles_of(findings)
     every: dict[str, Chart | None] = {
         "curves": _curves(agent, findings, styles),
         "returns": _returns(agent, styles),
-        "improvement": _improvement(agent, styles),
         "aggregates": _aggregates(agent, styles),
+        "improvement": _improvement(agent, styles),
         "profile": _profile(agent, styles),
-        "ratios": _ratios(agent, findings, styles),
-        "ablations": _ablations(agent, findings, styles),
     }
     return {kind: chart for kind, chart in every.items() if chart is not None}
 
@@ -91,14 +65,14 @@ def _curves(agent: AgentFinding, findings: Findings, styles: Mapping[Arm, Style]
         "Mean return of the last 100 whole training games, averaged over seeds; the band is the 95 % interval of that"
         " mean over seeds (Student's t, at each point by itself). Raw scores; the higher the better. Where a run"
         " diverged, its last mean is carried on.",
-        tuple(_band_panels(agent, plan.games, bands, styles, "return", end=plan.steps)),
+        tuple(band_panels(agent, plan.games, bands, styles, "return", end=plan.steps)),
         3,
         tuple(styles[arm] for arm in agent.arms),
-        _band_table(agent, plan.games, bands),
+        band_table(agent, plan.games, bands),
     )
 
 
-def _band_panels(
+def band_panels(
     agent: AgentFinding,
     games: Sequence[str],
     bands: Mapping[tuple[Arm, str], Band],
@@ -131,7 +105,7 @@ def _last(values: NDArray[np.float64]) -> float:
     return float(there[-1]) if len(there) else math.nan
 
 
-def _band_table(agent: AgentFinding, games: Sequence[str], bands: Mapping[tuple[Arm, str], Band]) -> Table:
+def band_table(agent: AgentFinding, games: Sequence[str], bands: Mapping[tuple[Arm, str], Band]) -> Table:
     """Write curves as rows of game, step, arm, mean, interval and runs."""
     header = ("game", "step", "extractor", "mean", "low", "high", "runs")
     rows: list[tuple[Cell, ...]] = []
@@ -322,69 +296,3 @@ def _profile(agent: AgentFinding, styles: Mapping[Arm, Style]) -> Chart | None:
 def _float(value: float | np.floating[Any] | None) -> float | None:
     """Return a number as Python's own, or None where there is none."""
     return None if value is None or math.isnan(value) else float(value)
-
-
-def _ratios(agent: AgentFinding, findings: Findings, styles: Mapping[Arm, Style]) -> Chart | None:
-    """Draw the norm of coordinate weights over that of image weights, a panel for each game."""
-    if not agent.ratios:
-        return None
-    games = tuple(dict.fromkeys(game for _, game in agent.ratios))
-    arms = tuple(dict.fromkeys(arm for arm, _ in agent.ratios))
-    return Chart(
-        f"ratios-{agent.agent}",
-        "Weight given to coordinates",
-        "Root mean square of the first layer's coordinate weights over that of its image weights, over training, mean of"
-        " seeds with its 95 % interval. Dotted: where it began. A ratio that grows says that the agent gives"
-        " coordinates weight, not that they help it.",
-        tuple(_band_panels(agent, games, agent.ratios, styles, "ratio", end=findings.evidence.plan.steps, origin=True)),
-        3,
-        tuple(styles[arm] for arm in arms),
-        _band_table(agent, games, agent.ratios),
-    )
-
-
-def _ablations(agent: AgentFinding, findings: Findings, styles: Mapping[Arm, Style]) -> Chart | None:
-    """Draw what trained agents score with true, zeroed and shuffled coordinates."""
-    panels, rows = [], []
-    for game in findings.evidence.plan.games:
-        for arm in agent.arms:
-            runs = [run for run in findings.evidence.of(arm, game) if run.ablation]
-            kinds = [kind for kind in _KINDS if runs and all(kind in run.ablation for run in runs)]
-            if "true" not in kinds or len(kinds) < 2:
-                continue
-            scores = np.array([[run.ablation[kind].mean for kind in kinds] for run in runs])
-            title = game if sum(key[1] == game for key in agent.ratios) < 2 else f"{game}, {arm.extractor}"
-            means = ", ".join(f"{kind} {number(mean)}" for kind, mean in zip(kinds, scores.mean(axis=0), strict=True))
-            draw = partial(draw_paired, title=title, style=styles[arm], kinds=kinds, scores=scores)
-            panels.append(Panel(f"{game}-{arm.extractor}", f"{title}: mean score with coordinates {means}", draw))
-            for run in runs:
-                for kind in kinds:
-                    score = run.ablation[kind]
-                    rows.append(
-                        (game, arm.extractor, run.cell.spec.seed, kind, score.mean, score.half_width, score.games)
-                    )
-    if not panels:
-        return None
-    return Chart(
-        f"ablations-{agent.agent}",
-        "With the coordinates taken away",
-        "Scores of the trained agents, not trained again, with their true coordinates, with zeros in their place, and with"
-        " the same values at shuffled places. Each thin line is one seed, the thick one their mean. An agent that does not"
-        " use its coordinates draws a flat line.",
-        tuple(panels),
-        3,
-        tuple(dict.fromkeys(styles[arm] for arm, _ in agent.ratios)),
-        Table(("game", "extractor", "seed", "coordinates", "score", "half width 95 %", "games"), tuple(rows)),
-    )
-
-
-def _text(cell: Cell) -> str:
-    """Write a cell of a table on a page."""
-    if isinstance(cell, str):
-        return cell
-    return f"{cell:,}" if isinstance(cell, int) else number(cell)
-
-
-def interval_text(interval: Interval | None) -> str:
-    """Write an estimate with its interval."""
-    return number(None) if interval is None else f"{number(interval.estimate)} ({between(interval)})"

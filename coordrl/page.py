@@ -17,15 +17,18 @@ import numpy as np
 from markupsafe import Markup
 
 from coordrl import __version__, words
-from coordrl.charts import Chart, Table, charts_of, styles_of
+from coordrl.charts import Chart, score_charts, styles_of
 from coordrl.errors import RequestError
-from coordrl.figures import COLOURS, MARKERS, Style, inline_svg
+from coordrl.figures import inline_svg
 from coordrl.findings import AgentFinding, Findings, typical_rate
+from coordrl.panels import COLOURS, MARKERS, Style
 from coordrl.pictures import MapPictures, draw_run
 from coordrl.plan import Arm
 from coordrl.record import STATES, Run
 from coordrl.references import Published, published, random_and_human
 from coordrl.suites import EXTRACTOR_SUMMARIES, FRAMES_PER_STEP
+from coordrl.tables import Table, games_table, maps_table, runs_table
+from coordrl.usage import coordinate_charts
 
 _LISTED = 40  # runs without a result that the page names; the CSV names all
 
@@ -54,7 +57,9 @@ class Page:
         self.plan = self.evidence.plan
         self._runs, self._out = runs, out
         self.sections = tuple(
-            Section(agent, charts_of(agent, findings), self._maps(agent)) for agent in findings.agents if agent.arms
+            Section(agent, {**score_charts(agent, findings), **coordinate_charts(agent, findings)}, self._maps(agent))
+            for agent in findings.agents
+            if agent.arms
         )
 
     @cached_property
@@ -65,8 +70,12 @@ class Page:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """All tables, by name: the figures' and the page's own."""
-        own = {"runs": self._runs_table(), "games": self._games_table(), "published": self._published_table()}
-        maps = {f"maps-{section.finding.agent}": _maps_table(section) for section in self.sections if section.maps}
+        own = {
+            "runs": runs_table(self.evidence),
+            "games": games_table(self.findings.agents),
+            "published": self._published_table(),
+        }
+        maps = {f"maps-{section.finding.agent}": maps_table(section.maps) for section in self.sections if section.maps}
         return {**own, **{name: chart.table for name, chart in self.charts.items()}, **maps}
 
     @cached_property
@@ -245,52 +254,6 @@ class Page:
             rows += [(row["game"], *one) for one in row["all"]]
         return Table(("game", "algorithm", "steps", "protocol", "mean", "std", "source"), tuple(rows))
 
-    def _games_table(self) -> Table:
-        """Return every comparison of every game."""
-        header = (
-            *("treatment", "control", "game", "n treatment", "n control", "mean treatment", "mean control"),
-            *("difference", "low", "high", "probability of improvement", "low", "high"),
-            *("p", "exact", "corrected p", "could see", "verdict"),
-        )
-        rows = []
-        for section in self.sections:
-            for pair in section.finding.pairs:
-                for game in pair.by_game:
-                    difference = game.difference[:3] if game.difference else (None, None, None)
-                    chance = game.improvement[:3] if game.improvement else (None, None, None)
-                    sides = game.treatment, game.control
-                    rows.append(
-                        (
-                            *(side.arm.name for side in sides),
-                            game.game,
-                            *(len(side.values) for side in sides),
-                            *(side.centre for side in sides),
-                            *difference,
-                            *chance,
-                            *(game.p_value, str(game.exact), game.corrected, game.smallest, game.verdict),
-                        )
-                    )
-        return Table(header, tuple(rows))
-
-    def _runs_table(self) -> Table:
-        """Return every cell of the matrix."""
-        header = (
-            *("folder", "agent", "extractor", "game", "seed", "protocol", "steps", "state", "step", "final return"),
-            *("games in it", "games", "area under curve", "score", "score games", "seconds", "steps/s", "parameters"),
-            *("attempts", "plan", "note", "command"),
-        )
-        return Table(header, tuple(self._run_row(run) for run in self.evidence.runs.values()))
-
-    def _run_row(self, run: Run) -> tuple[Any, ...]:
-        """Return a run as a row of the table of runs."""
-        spec, facts = run.cell.spec, run.facts
-        return (
-            *(run.cell.folder, spec.agent, spec.extractor, spec.game, spec.seed, spec.protocol, spec.steps),
-            *(run.state, run.step, run.final_return, run.final_games, run.games, run.area, run.score, run.score_games),
-            *(run.seconds, run.steps_per_second, facts.get("parameters")),
-            *(self.evidence.attempts.get(run.cell.folder), facts.get("plan"), run.note, facts.get("command")),
-        )
-
 
 def _column(one: Published) -> str:
     """Name a published score in a few words: whose, of what, after how many steps."""
@@ -311,23 +274,6 @@ def _ends_of_scale(game: str) -> tuple[float, float] | None:
         return random_and_human(game)
     except RequestError:
         return None
-
-
-def _maps_table(section: Section) -> Table:
-    """Return how strong the position maps are before and after."""
-    rows = [
-        (
-            maps.run.cell.spec.game,
-            maps.run.cell.spec.extractor,
-            maps.run.cell.spec.seed,
-            at.step,
-            at.strength,
-            at.strongest,
-        )
-        for maps in section.maps
-        for at in (maps.first, maps.last)
-    ]
-    return Table(("game", "extractor", "seed", "step", "root mean square", "strongest filter"), tuple(rows))
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

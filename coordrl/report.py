@@ -15,7 +15,8 @@ from coordrl.console import Name, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
 
 if TYPE_CHECKING:
-    from coordrl.charts import Chart, Table
+    from coordrl.charts import Chart
+    from coordrl.tables import Table
 
 
 @dataclass(frozen=True)
