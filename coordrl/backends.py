@@ -103,9 +103,8 @@ class LocalJob:
 class LocalBackend:
     """Processes of this machine, the cores divided among them.
 
-    One core and one thread for each run is the fastest way to do many (measured in docs/comparison.md), so
-    that is the default: as many workers as cores. Each is kept on its own cores, since threads of two
-    trainings that take turns on one core wait for each other.
+    As many workers as cores, with one thread each, is the command's default: runs wait for nobody then. Each
+    is kept on its own cores, since threads of two trainings that take turns on one core wait for each other.
 
     Args:
         workers: how many runs at a time.

@@ -31,7 +31,7 @@ class CompareArguments:
     For example:
         coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --dry-run
         coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10
-        coordrl compare --suite controls --agents a2c --extractors pool,coord-pool --seeds 10 --steps 30k --out controls
+        coordrl compare --suite Pong,Breakout --extractors nature,coord,shuffled --seeds 6 --steps 1M --out small
         coordrl report runs
 
     The plan (every run, the question, the tests, what may be left out) is written to plan.json before
@@ -46,7 +46,7 @@ class CompareArguments:
     extractors: Name = "nature,coord"
     """networks before the heads, separated by commas; nature, or else pool, is what others are compared with"""
     seeds: Count = 10
-    """runs of each cell; 10 are the least that can support a claim about one of nine games"""
+    """runs of each cell; with fewer than 6, no claim about one of nine games is possible at all"""
     steps: Count = 10_000_000
     """of each run"""
     protocol: Name = "zoo-v4"
