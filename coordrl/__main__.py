@@ -14,6 +14,7 @@ _COMMANDS = {
     "compare": "compare extractors on a suite of games with many seeds",
     "report": "show what the runs of a comparison say, as a page",
     "evaluate": "score a trained agent over whole games",
+    "board": "show a whole comparison in TensorBoard",
     "play": "make a video of a trained agent",
 }
 

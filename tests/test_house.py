@@ -21,7 +21,7 @@ FLOORS = [
     {"coordconv"},
     {"extractors", "atari", "results", "coordinates", "significance"},
     {"checkpoint", "plan", "stats"},
-    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record"},
+    {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
     {"course", "launch", "evidence", "ablation"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},
     {"words", "pictures", "figures"},
@@ -29,7 +29,7 @@ FLOORS = [
     {"charts"},
     {"usage"},
     {"page"},
-    {"train", "evaluate", "play", "compare", "report"},
+    {"train", "evaluate", "play", "compare", "report", "board"},
     {"__main__"},
 ]
 
@@ -92,6 +92,8 @@ def test_importing_coordrl_imports_nothing_else() -> None:
         "evaluate nowhere --ablate",
         "evaluate nowhere --ablate zeros",
         "play nowhere",
+        "board nowhere",
+        "board . --port 70000",
         "compare --suite atari8",
         "compare --extractors nature,cord",
         "report nowhere",
@@ -117,6 +119,8 @@ def test_the_evidence_column_never_imports_torch() -> None:
         "page",
         "report",
         "compare",
+        "events",
+        "board",
     ]
     heavy = "{'torch', 'gymnasium', 'stable_baselines3', 'ale_py', 'tensorboard'}"
     code = f"import sys, importlib; [importlib.import_module('coordrl.' + name) for name in {names}]"
