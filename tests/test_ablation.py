@@ -218,6 +218,7 @@ def test_the_command_prints_a_table_and_writes_one_file(a_run: RunFolder) -> Non
     assert set(written) == {"games", "seed", "protocol", "step"}
 
 
+@pytest.mark.slow
 def test_true_coordinates_score_what_evaluate_scores_without_ablations(
     a_run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +231,7 @@ def test_true_coordinates_score_what_evaluate_scores_without_ablations(
     assert json.loads(a_run.ablation_file.read_text())["zero"]["returns"] == shown["zero"]["returns"]
 
 
+@pytest.mark.slow
 def test_one_game_has_no_interval(a_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, str(a_run.path), "--ablate", "zero", "--episodes", "1")
     assert [out.splitlines()[place].split()[2] for place in (-2, -1)] == ["-", "-"]
