@@ -256,8 +256,8 @@ def profile_band(
     """Return the ends of the interval of the performance profile at each threshold, within 0 and 1.
 
     Pointwise: the band as a whole holds the whole curve less often than `level`. Found as in
-    `bootstrap_improvement`; in each game the squared error is at least that of a share shrunk by one seed which
-    comes out even.
+    `bootstrap_improvement`; in each game the squared error is at least that of a share to which a few runs are
+    added that come out even.
 
     Args:
         scores: (seeds, games); two seeds at least.
@@ -273,7 +273,8 @@ def profile_band(
     patterns, which = np.unique(above(arm, thresholds).reshape(-1, seeds * games), axis=0, return_inverse=True)
     exceeds = patterns.reshape(-1, seeds, games)
     shares = exceeds.mean(axis=1)  # (patterns, games)
-    shrunk = (shares * seeds + 0.5) / (seeds + 1)
+    even = max(0.5, 2 / games)  # two runs above and two below in all, as Agresti and Coull 1998 add to one share
+    shrunk = (shares * seeds + even) / (seeds + 2 * even)
     squares = np.maximum(shares * (1 - shares) / (seeds - 1), shrunk * (1 - shrunk) / seeds)
     estimate, error = shares.mean(axis=1), np.sqrt(squares.sum(axis=1)) / games
     freedom = squares.sum(axis=1) ** 2 / (squares**2 / (seeds - 1)).sum(axis=1)

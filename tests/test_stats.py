@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -54,6 +56,15 @@ def test_the_module_offers_everything_a_report_needs() -> None:
     assert all(hasattr(stats, name) for name in stats.__all__)
 
 
+def test_statistics_need_nothing_that_learns() -> None:
+    code = (
+        "import sys, coordrl.stats; "
+        "print({'torch', 'stable_baselines3', 'gymnasium', 'ale_py', 'matplotlib', 'scipy.stats'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
 # ------------------------------------------------------------------------------------------------ by hand
 
 
@@ -75,6 +86,15 @@ def test_the_interval_of_many_normal_seeds_is_students() -> None:
     welch = scipy.stats.ttest_ind(scores[:, 0], other[:, 0], equal_var=False).confidence_interval(0.95)
     width = welch.high - welch.low
     assert ends(bootstrap_difference(scores, other, mean, rng())) == pytest.approx(tuple(welch), abs=0.05 * width)
+
+
+def test_a_resample_is_measured_in_the_standard_error_of_its_statistic() -> None:
+    scores = rng(4).lognormal(size=(12, 1))
+    assert math.sqrt(stats._squared_error(scores)) == pytest.approx(scipy.stats.sem(scores[:, 0]))
+    expected = scipy.stats.mstats.trimmed_stde(scores[:, 0], limits=(0.25, 0.25))
+    assert math.sqrt(stats._squared_error(stats._influence_of_iqm(scores))) == pytest.approx(float(expected))
+    games = rng(4).lognormal(size=(12, 3))
+    assert stats._squared_error(games) == pytest.approx((scipy.stats.sem(games) ** 2).sum() / 9)
 
 
 def test_games_are_resampled_apart() -> None:
@@ -255,10 +275,9 @@ def test_arms_that_do_not_overlap_may_yet() -> None:
     more = bootstrap_improvement(x + np.zeros(9), y + np.zeros(9), rng())
     assert found.low < more.low < 0.95
     low, high = profile_band(x, [0.0, 1000.0], rng())
-    assert 0.5 < low[0] < 0.8
-    assert high[0] == 1
-    assert 0.2 < high[1] < 0.5
-    assert low[1] == 0
+    exact = scipy.stats.binomtest(5, 5).proportion_ci(0.95, "exact")  # of five runs above and none below
+    assert low == pytest.approx([exact.low, 0.0], abs=0.03)
+    assert high == pytest.approx([1.0, 1 - exact.low], abs=0.03)
 
 
 def test_a_missing_score_is_refused_with_its_place() -> None:
