@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.optim import Optimizer
 
-from coordrl.atari import AtariVecEnv
 from coordrl.checkpoint import Checkpoint, read_newest
+from coordrl.environments import make_env
 from coordrl.errors import RequestError
 from coordrl.extractors import EXTRACTORS, policy_kwargs
 from coordrl.recipes import Value
@@ -234,7 +234,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     if checkpoint is None:
         raise RequestError(f"{folder.path} has no checkpoint yet; train it first: coordrl train --game {spec.game}")
     seed = environment_seed(spec.seed, "load")
-    env = AtariVecEnv(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
+    env = make_env(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
     settings = {**spec.settings, **({"buffer_size": 1} if "buffer_size" in spec.settings else {})}
     model = _construct(spec, spec.extractor, env, device, settings)
     restore_weights(model, checkpoint)

@@ -31,9 +31,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 
 from coordrl.errors import RequestError
 from coordrl.process import allowed_cores
-from coordrl.suites import MAX_GAME_FRAMES, find_game, find_protocol, games
+from coordrl.suites import ATARI, MAX_GAME_FRAMES, choose_protocol, find_game, find_protocol, games
+from coordrl.vectors import check_actions, spread_seed
 
-_MAX_SEED = 2**31 - 1  # the emulator takes a C int and reads negative seeds as "none"
 _FIRE_SEQUENCE = (1, 2)  # SB3's FireResetEnv: FIRE, then the action after it
 _Indices = None | int | Iterable[int]
 
@@ -72,7 +72,9 @@ class AtariVecEnv(VecEnv):
         training: bool = True,
     ) -> None:
         self.game = find_game(game)
-        self.protocol = find_protocol(protocol)
+        self.protocol = choose_protocol([self.game], protocol)
+        if self.protocol.world is not ATARI:
+            raise RequestError(f"{self.game} is no Atari game; use coordrl.controls.ControlVecEnv")
         self.training = training
         if n_envs < 1:
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
@@ -107,12 +109,9 @@ class AtariVecEnv(VecEnv):
         Raises:
             RequestError: the seed is outside the emulator's range.
         """
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0]) % (_MAX_SEED - self.num_envs)
-        if not 0 <= seed <= _MAX_SEED - self.num_envs:
-            raise RequestError(f"seed is {seed}; it is from 0 to 2**31 - 1 - n_envs")
-        self._seeds = [int(seed) + index for index in range(self.num_envs)]
-        return self._seeds
+        seeds = spread_seed(seed, self.num_envs)
+        self._seeds = [*seeds]
+        return seeds
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
@@ -142,15 +141,8 @@ class AtariVecEnv(VecEnv):
             raise RequestError("step_async was called twice; call step_wait in between")
         if not self._ready:
             raise RequestError("the environments were never reset; call reset before the first step")
-        chosen = np.asarray(actions)
-        if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
-            raise RequestError(
-                f"actions have shape {chosen.shape} and dtype {chosen.dtype}; they are integers of shape ({self.num_envs},)"
-            )
         # ale-py hangs for ever on an action outside the set, so the check comes before the sending.
-        if chosen.min() < 0 or chosen.max() >= len(self.action_meanings):
-            raise RequestError(f"actions are {chosen.tolist()}; {self.game} has 0 to {len(self.action_meanings) - 1}")
-        sent = chosen.astype(np.int64)
+        sent = check_actions(actions, self.num_envs, len(self.action_meanings), self.game)
         self._replaced[:] = 0
         if self._fires:
             for stage, action in enumerate(_FIRE_SEQUENCE):

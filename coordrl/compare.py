@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from coordrl.backends import Backend, LocalBackend
 from coordrl.console import NO_WORDS, Count, Name, Settings, format_seconds, parse_arguments, run_command, tell
@@ -17,11 +19,15 @@ from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
 from coordrl.plan import PLAN_FILE, Plan, make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores
 from coordrl.results import RunFolder
+from coordrl.suites import ATARI, CONTROLS, choose_protocol, find_suite
 
 if TYPE_CHECKING:
     from coordrl.estimate import Rate
 
 BACKENDS = ("local", "ray", "slurm")
+_AGENTS = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
+_EXTRACTORS = f"(default: {','.join(ATARI.extractors)}; on the controls {','.join(CONTROLS.extractors)})"
+_STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class CompareArguments:
         coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --dry-run
         coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10
         coordrl compare --suite Pong,Breakout --extractors nature,coord,shuffled --seeds 6 --steps 1M --out small
+        coordrl compare --suite controls --out controls     does the comparison find an effect that is there?
         coordrl report runs
 
     The plan (every run, the question, the tests, what may be left out) is written to plan.json before
@@ -41,15 +48,15 @@ class CompareArguments:
 
     suite: Name = "atari9"
     """the games: a suite that coordrl train --list shows, or games separated by commas"""
-    agents: Name = "a2c"
+    agents: Annotated[Name, tyro.conf.arg(help_behavior_hint=_AGENTS)] = ""
     """recipes, separated by commas"""
-    extractors: Name = "nature,coord"
+    extractors: Annotated[Name, tyro.conf.arg(help_behavior_hint=_EXTRACTORS)] = ""
     """networks before the heads, separated by commas; nature, or else pool, is what others are compared with"""
     seeds: Count = 10
     """runs of each cell; with fewer than 6, no claim about one of nine games is possible at all"""
-    steps: Count = 10_000_000
+    steps: Annotated[Count | None, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
     """of each run"""
-    protocol: Name = "zoo-v4"
+    protocol: Annotated[Name, tyro.conf.arg(help_behavior_hint="(default: the first one for the games)")] = ""
     """the rules of the environment"""
     out: Path = Path("runs")
     """the folder of the plan and all of its runs"""
@@ -117,14 +124,16 @@ def _check_numbers(arguments: CompareArguments) -> None:
 
 
 def _make_plan(arguments: CompareArguments) -> Plan:
-    """Plan what the arguments ask for."""
+    """Plan what the arguments ask for, and what is usual for the suite where they do not say."""
+    protocol = choose_protocol(find_suite(arguments.suite), arguments.protocol or None)
+    world = protocol.world
     return make_plan(
         arguments.suite,
-        _split(arguments.agents),
-        _split(arguments.extractors),
+        _split(arguments.agents or world.agent),
+        _split(arguments.extractors or ",".join(world.extractors)),
         arguments.seeds,
-        arguments.steps,
-        protocol=arguments.protocol,
+        world.steps if arguments.steps is None else arguments.steps,
+        protocol=protocol.name,
         overrides=arguments.set,
         eval_every=arguments.eval_every,
         eval_episodes=arguments.eval_episodes,

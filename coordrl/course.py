@@ -27,7 +27,7 @@ from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
-from coordrl.suites import FRAMES_PER_STEP
+from coordrl.suites import ATARI, find_protocol
 
 MAPS = 20  # pictures of the position maps over a run
 LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_loss")
@@ -159,7 +159,7 @@ class Course(BaseCallback):
         result = {
             "spec": asdict(self.spec),
             "steps": step,
-            "frames": step * FRAMES_PER_STEP,
+            "frames": self.spec.frames(step),
             "games_finished": self._games_finished,
             "final_return": float(np.mean(returns)) if returns else None,
             "final_return_games": len(returns),
@@ -175,7 +175,8 @@ class Course(BaseCallback):
             row = evaluation[0]
             self.line.say(f"score {row['mean']:,.1f} (spread {row['std']:,.1f}) over {len(row['returns'])} whole games")
         self.line.say(f"curves: tensorboard --logdir {self.folder.path}")
-        self.line.say(f"video:  coordrl play {self.folder.path}")
+        if find_protocol(self.spec.protocol).world is ATARI:
+            self.line.say(f"video:  coordrl play {self.folder.path}")
 
     def _check_losses(self) -> None:
         """Stop where a loss is not a number any more: nothing good comes after it."""
@@ -212,7 +213,7 @@ class Course(BaseCallback):
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         mean = f"mean return {np.mean(returns):,.1f} (last {len(returns)} games)" if returns else "no game finished yet"
         speed = f"{rate:,.0f} steps/s" if step > self._last_row else ""
-        return " · ".join(part for part in (f"{step * FRAMES_PER_STEP:,} frames", speed, mean) if part)
+        return " · ".join(part for part in (f"{self.spec.frames(step):,} frames", speed, mean) if part)
 
     def _row(self) -> dict[str, Any]:
         """Make the row of progress.jsonl for the steps since the last one."""
@@ -225,7 +226,7 @@ class Course(BaseCallback):
         norms = weight_norms(self._layer) if self._layer is not None else {}
         return {
             "step": step,
-            "frames": step * FRAMES_PER_STEP,
+            "frames": self.spec.frames(step),
             "seconds": round(self._seconds(), 3),
             "steps_per_second": round((step - self._last_row) / max(elapsed, 1e-9), 1),
             "return_mean": _mean(episode["r"] for episode in window),
@@ -290,7 +291,7 @@ class Course(BaseCallback):
             evaluation = evaluate(self.model, self.spec, episodes, seed=seed, on_step=on_step)
             row = {
                 "step": step,
-                "frames": step * FRAMES_PER_STEP,
+                "frames": self.spec.frames(step),
                 "protocol": self.spec.protocol,
                 "seconds": round(self._seconds(), 3),
                 "mean": evaluation.mean,

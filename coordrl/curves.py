@@ -15,7 +15,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from coordrl.heatmaps import draw_maps
 from coordrl.results import RunFolder, Spec, read_rows
-from coordrl.suites import FRAMES_PER_STEP
 
 
 @final
@@ -74,7 +73,7 @@ class TensorBoardView:
         self._scalar("eval/min_reward", returns.min(), step)
         self._scalar("eval/max_reward", returns.max(), step)
         self._scalar("eval/mean_ep_length", np.mean(row["lengths"]), step)
-        self._scalar("eval/frames", step * FRAMES_PER_STEP, step)
+        self._scalar("eval/frames", row["frames"], step)
         self._writer.add_histogram("eval/returns", returns, step, walltime=self._now)
 
     def write_maps(self, maps: NDArray[np.float32], step: int) -> None:

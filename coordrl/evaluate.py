@@ -16,7 +16,7 @@ import tyro
 from coordrl.console import NO_WORDS, Count, Name, ProgressLine, Words, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
 from coordrl.results import RunFolder, Spec, write_json
-from coordrl.suites import ABLATIONS, FRAMES_PER_STEP, WITHOUT_COORDINATES
+from coordrl.suites import ABLATIONS, WITHOUT_COORDINATES
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -44,7 +44,7 @@ class EvaluateArguments:
         coordrl evaluate RUN --episodes 30 --json > score.json
         coordrl evaluate RUN --ablate zero shuffle
 
-    Raw rewards, games capped at 108,000 frames, actions sampled as in training (DQN with its recipe's
+    Raw rewards, Atari games capped at 108,000 frames, actions sampled as in training (DQN with its recipe's
     evaluation_epsilon). Nothing is written into the run, except that --ablate writes ablation.json there,
     which coordrl report shows.
     """
@@ -167,7 +167,7 @@ def _print_score(model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments,
     print(
         f"  mean return {evaluation.mean:,.1f} ({interval}), spread {evaluation.std:,.1f}, {len(evaluation.returns)} games"
     )
-    lengths = [length * FRAMES_PER_STEP for length in evaluation.lengths]
+    lengths = [spec.frames(length) for length in evaluation.lengths]
     print(
         f"  from {min(evaluation.returns):,.0f} to {max(evaluation.returns):,.0f};"
         f" mean length {sum(lengths) / len(lengths):,.0f} frames"

@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from coordrl.atari import AtariVecEnv
+from coordrl.environments import make_env
 from coordrl.errors import DivergedError, RequestError
 from coordrl.results import Spec
 
@@ -146,12 +146,13 @@ def evaluate(
     returns: list[list[float]] = [[] for _ in range(n_envs)]
     lengths: list[list[int]] = [[] for _ in range(n_envs)]
     player = Player(model, seed=seed, epsilon=evaluation_epsilon(spec))
-    env = AtariVecEnv(spec.game, n_envs, protocol=spec.protocol, seed=seed, training=False)
+    env = make_env(spec.game, n_envs, protocol=spec.protocol, seed=seed, training=False)
     try:
-        observations, steps = env.reset(), 0
+        observations: Any = env.reset()  # SB3's hint allows dicts and tuples
+        steps = 0
         done = np.zeros(n_envs, dtype=np.int64)
         while (done < wanted).any():
-            observations, _, _, infos = env.step(player.decide(observations).actions)  # type: ignore[assignment]  # SB3 allows dicts
+            observations, _, _, infos = env.step(player.decide(observations).actions)
             steps += n_envs
             for index, info in enumerate(infos):
                 if "episode" in info and done[index] < wanted[index]:

@@ -26,7 +26,7 @@ from coordrl.pictures import MapPictures, draw_run
 from coordrl.plan import Arm
 from coordrl.record import STATES, Run
 from coordrl.references import Published, published, random_and_human
-from coordrl.suites import EXTRACTOR_SUMMARIES, FRAMES_PER_STEP
+from coordrl.suites import CONTROLS, EXTRACTOR_SUMMARIES, find_protocol
 from coordrl.tables import Table, games_table, maps_table, runs_table
 from coordrl.usage import coordinate_charts
 
@@ -129,7 +129,7 @@ class Page:
             "title": self._title(),
             "version": __version__,
             "partial": words.partial_sentence(self.evidence),
-            "frames": None if plan.suite == "controls" else plan.steps * FRAMES_PER_STEP,
+            "frames": None if self.is_control else plan.runs[0].spec.frames(plan.steps),
             "commands": self._commands(),
             "unit": self.unit,
             "arms": [self._arm_facts(arm) for arm in self.evidence.arms],
@@ -149,7 +149,12 @@ class Page:
     @property
     def unit(self) -> str:
         """What a normalised score of 1 stands for."""
-        return "the best play" if self.plan.suite == "controls" else "a human"
+        return "the best play" if self.is_control else "a human"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the games are controls, whose frames nobody counts and whose best play is known."""
+        return find_protocol(self.plan.protocol).world is CONTROLS
 
     def _title(self) -> str:
         """Return the page's title: the plan's question, or what the runs are."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from coordrl.errors import OutputError, RequestError
 from coordrl.recipes import Recipe, find_recipe
 from coordrl.results import Spec, write_json
-from coordrl.suites import SUITES, check_extractor, find_protocol, find_suite
+from coordrl.suites import SUITES, check_extractor, choose_protocol, find_suite
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
@@ -155,7 +155,7 @@ def make_plan(
     seeds: int,
     steps: int,
     *,
-    protocol: str = "zoo-v4",
+    protocol: str | None = None,
     overrides: Sequence[str] = (),
     eval_every: int = 250_000,
     eval_episodes: int = 10,
@@ -172,7 +172,7 @@ def make_plan(
         extractors: networks before the heads; the control is `nature`, else `pool`, else the first.
         seeds: how many; they are 0 to seeds - 1.
         steps: of each run.
-        protocol: the rules of the environment.
+        protocol: the rules of the environment; by default the first one for the games.
         overrides: "NAME=VALUE" each, for every agent.
         eval_every: steps between evaluations; 0 for none.
         eval_episodes: games in each.
@@ -184,7 +184,7 @@ def make_plan(
     games = find_suite(suite)
     if suite not in SUITES:
         suite = ",".join(games)  # one spelling of each
-    find_protocol(protocol)
+    rules = choose_protocol(games, protocol)
     for name, value, low, high in (
         ("seeds", seeds, 1, MAX_SEEDS),
         ("steps", steps, 1, 10**12),
@@ -195,14 +195,14 @@ def make_plan(
         if not low <= value <= high:
             raise RequestError(f"--{name} is {value}; it is a whole number from {low} to {high:,}")
     for extractor in extractors:
-        check_extractor(extractor)
+        check_extractor(extractor, rules.world)
     recipes = [find_recipe(agent, overrides) for agent in agents]
     names = tuple(recipe.name for recipe in recipes)
     _check_list("agents", names)
     _check_list("extractors", extractors)
     control = next((name for name in _CONTROLS if name in extractors), extractors[0])
     runs = [
-        _cell(_spec(game, recipe, extractor, protocol, seed, steps))
+        _cell(_spec(game, recipe, extractor, rules.name, seed, steps))
         for seed in range(seeds)
         for game in games
         for recipe in recipes
@@ -215,10 +215,10 @@ def make_plan(
         extractors=tuple(extractors),
         seeds=tuple(range(seeds)),
         steps=steps,
-        protocol=protocol,
+        protocol=rules.name,
         overrides=tuple(overrides),
         control=control,
-        question=_question(suite, names, extractors, control, steps, protocol),
+        question=_question(suite, names, extractors, control, steps, rules.name),
         better=BETTER,
         tests=TESTS,
         exclusions=EXCLUSIONS,

@@ -14,7 +14,7 @@ import tyro
 from coordrl.console import Count, Name, ProgressLine, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError
 from coordrl.results import RunFolder, Spec, replace_file
-from coordrl.suites import FRAMES_PER_STEP, MAX_GAME_FRAMES
+from coordrl.suites import ATARI, FRAMES_PER_STEP, MAX_GAME_FRAMES, find_protocol
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,6 +73,10 @@ def _check(arguments: PlayArguments) -> Spec:
     """Check a request, without any slow import, and return the run that it is about."""
     folder = RunFolder(arguments.run)
     spec = folder.read_spec()
+    if find_protocol(spec.protocol).world is not ATARI:
+        raise RequestError(
+            f"{spec.game} is no Atari game, so there is nothing to film. Score it with: coordrl evaluate {folder.path}"
+        )
     if not any(folder.checkpoints.glob("[0-9]*")):
         raise RequestError(
             f"{folder.path} has no checkpoint yet; a training writes one at its end, when it is stopped with Ctrl-C, and"

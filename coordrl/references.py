@@ -1,5 +1,7 @@
 """What others reached on the games: random play, human players, published agents. Data with its sources.
 
+On the controls, where the best play is known, it stands in a human player's place; both ends are exact there.
+
 Standard library only. The numbers stand in reference_scores.csv beside this file; a protocol other than ours
 means that scores are near each other at best.
 """
@@ -14,7 +16,7 @@ from typing import NamedTuple
 from coordrl.errors import RequestError
 
 _FILE = Path(__file__).with_name("reference_scores.csv")
-_BOUNDS = ("random", "human")  # the algorithms that scores are normalised by
+_BOTTOM, _TOPS = "random", ("human", "optimal")  # the algorithms that scores are normalised by
 
 
 class Published(NamedTuple):
@@ -29,16 +31,19 @@ class Published(NamedTuple):
 
 
 def random_and_human(game: str) -> tuple[float, float]:
-    """Return the raw scores of random play and of a human player, between which scores are normalised.
+    """Return the raw scores of random play and of a human player (on a control: of the best play).
+
+    Between these, scores are normalised.
 
     Raises:
         RequestError: they are not known for this game.
     """
     scores = {row["algorithm"]: float(row["mean"]) for row in _rows() if row["game"] == game}
-    if not set(_BOUNDS) <= set(scores):
+    top = next((scores[name] for name in _TOPS if name in scores), None)
+    if _BOTTOM not in scores or top is None:
         known = sorted({row["game"] for row in _rows()})
         raise RequestError(f"no scores of random and human play are known for {game}; there are {', '.join(known)}")
-    return scores["random"], scores["human"]
+    return scores[_BOTTOM], top
 
 
 def published(game: str) -> list[Published]:
@@ -53,7 +58,7 @@ def published(game: str) -> list[Published]:
             source=row["source"],
         )
         for row in _rows()
-        if row["game"] == game and row["algorithm"] not in _BOUNDS
+        if row["game"] == game and row["algorithm"] not in (_BOTTOM, *_TOPS)
     ]
 
 

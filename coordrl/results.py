@@ -16,6 +16,7 @@ from typing import Any
 
 from coordrl.errors import BusyError, OutputError, RequestError
 from coordrl.recipes import RULES, Value
+from coordrl.suites import find_protocol
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
 ROWS = 1_000  # of progress.jsonl in a long run, about
@@ -37,6 +38,14 @@ class Spec:
     def folder(self, out: Path) -> Path:
         """Return where the run lies below the folder of all runs."""
         return out / self.protocol / f"{self.agent}-{self.extractor}" / self.game / f"seed-{self.seed}"
+
+    def frames(self, steps: int) -> int:
+        """Return how many pictures its environment makes for so many steps of the agent.
+
+        Raises:
+            RequestError: this version of coordrl does not know the protocol.
+        """
+        return steps * find_protocol(self.protocol).world.frames_per_step
 
     def differences(self, other: Spec) -> list[str]:
         """Say in words where another spec differs from this one."""

@@ -7,6 +7,7 @@ emulator: the list of games is read from the names of the ROM files that ale-py 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -14,11 +15,30 @@ from pathlib import Path
 
 from coordrl.errors import RequestError, suggest
 
-FRAMES_PER_STEP = 4  # one decision of the agent lasts four emulator frames in every protocol
+FRAMES_PER_STEP = 4  # on Atari one decision of the agent lasts four emulator frames, in every protocol
 MAX_GAME_FRAMES = 108_000  # 30 minutes at 60 Hz: the field's cap on one game
 
 # ROMs that ale-py ships but that have no single-player mode (ale_py.registration).
 _TWO_PLAYERS = frozenset({"combat", "joust", "maze_craze", "warlords"})
+
+# The games of coordrl.controls: the right answer lies in a thing's place, or in its shape.
+CONTROL_GAMES = ("PlaceMatters", "PlaceIsNoise")
+
+
+@dataclass(frozen=True)
+class World:
+    """A family of games that look alike to an agent, and what commands take for them where they are not told otherwise."""
+
+    name: str
+    image: tuple[int, int, int]  # of an observation: channels, height and width in pixels
+    frames_per_step: int  # pictures that the environment makes for one decision of the agent
+    agent: str
+    extractors: tuple[str, str]  # the control and the treatment
+    steps: int  # of a run
+
+
+ATARI = World("atari", (4, 84, 84), FRAMES_PER_STEP, "a2c", ("nature", "coord"), 10_000_000)
+CONTROLS = World("controls", (1, 8, 8), 1, "a2c-controls", ("pool", "coord-pool"), 50_000)
 
 
 @dataclass(frozen=True)
@@ -26,13 +46,14 @@ class Protocol:
     """The rules of the environment and of the evaluation; results of two protocols are never mixed."""
 
     name: str
+    world: World
     summary: str
-    sticky_actions: float  # probability that the emulator repeats the last action, drawn each frame
-    full_action_space: bool  # all 18 actions instead of the game's minimal set
-    noop_max: int  # a game starts after 0 to noop_max - 1 frames of no-ops; 0 means none
-    fire: bool  # press FIRE where the game waits for it: at its start and after each lost life
-    life_loss_ends_episode: bool  # in training only; the game goes on
-    clip_rewards: bool  # in training only; to their sign
+    sticky_actions: float = 0.0  # probability that the emulator repeats the last action, drawn each frame
+    full_action_space: bool = False  # all 18 actions instead of the game's minimal set
+    noop_max: int = 0  # a game starts after 0 to noop_max - 1 frames of no-ops; 0 means none
+    fire: bool = False  # press FIRE where the game waits for it: at its start and after each lost life
+    life_loss_ends_episode: bool = False  # in training only; the game goes on
+    clip_rewards: bool = False  # in training only; to their sign
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -40,6 +61,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         Protocol(
             name="zoo-v4",
+            world=ATARI,
             summary="as rl-baselines3-zoo: no sticky actions, minimal actions, no-op starts, FIRE, a lost life ends the episode",
             sticky_actions=0.0,
             full_action_space=False,
@@ -50,6 +72,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="machado-v5",
+            world=ATARI,
             summary="as Machado et al. 2018: sticky actions 0.25, all 18 actions, no life-loss signal, no no-ops",
             sticky_actions=0.25,
             full_action_space=True,
@@ -57,6 +80,11 @@ PROTOCOLS: dict[str, Protocol] = {
             fire=False,
             life_loss_ends_episode=False,
             clip_rewards=True,
+        ),
+        Protocol(
+            name="controls-v1",
+            world=CONTROLS,
+            summary="the two controls: games of 20 pictures, 1 for a right answer; in training each answer ends an episode",
         ),
     )
 }
@@ -75,6 +103,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "Seaquest",
         "SpaceInvaders",
     ),
+    "controls": CONTROL_GAMES,
 }
 
 # The networks before the heads; coordrl.extractors builds them.
@@ -89,6 +118,8 @@ EXTRACTOR_SUMMARIES: dict[str, str] = {
     "coord-pool": "pool with CoordConv in the first layer",
 }
 WITHOUT_COORDINATES = ("nature", "pool")  # of these: each the twin of others
+ANY_SIZE = frozenset({"pool", "coord-pool"})  # the extractors that take images of any size
+NATURE_SMALLEST = 36  # pixels, of the others: three unpadded convolutions, 8x8 stride 4, 4x4 stride 2, 3x3 stride 1
 
 # What can be done to the coordinates of a trained agent; coordrl.ablation does it.
 ABLATIONS: dict[str, str] = {
@@ -112,14 +143,14 @@ def games() -> dict[str, str]:
 
 
 def find_game(name: str) -> str:
-    """Return the game's own name for any usual spelling of it.
+    """Return the name of a game, Atari or control, for any usual spelling of it.
 
     "MsPacman", "ms_pacman", "Ms. Pac-Man", "ALE/MsPacman-v5" and "MsPacmanNoFrameskip-v4" are all MsPacman.
 
     Raises:
         RequestError: no game is called so; up to three suggestions.
     """
-    plain = {_plain(game): game for game in games()}
+    plain = {_plain(game): game for game in (*CONTROL_GAMES, *games())}
     wanted = _plain(re.sub(r"^ale/|(noframeskip)?-v\d+$", "", name.strip().lower()))
     if wanted in plain:
         return plain[wanted]
@@ -137,7 +168,7 @@ def find_suite(name: str) -> tuple[str, ...]:
     if name in SUITES:
         return SUITES[name]
     words = [word for word in name.split(",") if word.strip()]
-    if len(words) < 2 and _plain(name) not in {_plain(game) for game in games()}:
+    if len(words) < 2 and _plain(name) not in {_plain(game) for game in (*CONTROL_GAMES, *games())}:
         hint = suggest(name, SUITES) or f"; there are {', '.join(SUITES)}, or name games, separated by commas"
         raise RequestError(f'there is no suite "{name}"{hint}')
     found = tuple(find_game(word) for word in words)
@@ -158,15 +189,43 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def check_extractor(name: str) -> None:
-    """Check that there is an extractor called `name`.
+def choose_protocol(games_played: Sequence[str], name: str | None = None) -> Protocol:
+    """Return the protocol to play games under: the one called `name`, by default the first of their world.
+
+    Args:
+        games_played: by their own names, at least one.
+        name: a protocol, or None to choose by the games.
 
     Raises:
-        RequestError: there is none; up to three suggestions.
+        RequestError: there is no such protocol, or one of the games is not played under it.
+    """
+    theirs = {
+        game: [rules for rules in PROTOCOLS.values() if (rules.world is CONTROLS) == (game in CONTROL_GAMES)]
+        for game in games_played
+    }
+    chosen = theirs[games_played[0]][0] if name is None else find_protocol(name)
+    for game, known in theirs.items():
+        if chosen not in known:
+            listed = " or ".join(rules.name for rules in known)
+            raise RequestError(f"{game} is not played under {chosen.name}; its protocol is {listed}")
+    return chosen
+
+
+def check_extractor(name: str, world: World = ATARI) -> None:
+    """Check that there is an extractor called `name`, and that it can take the images of a world.
+
+    Raises:
+        RequestError: there is none, with up to three suggestions; or the images are too small for it.
     """
     if name not in EXTRACTOR_SUMMARIES:
         hint = suggest(name, EXTRACTOR_SUMMARIES) or f"; there are {', '.join(EXTRACTOR_SUMMARIES)}"
         raise RequestError(f'there is no extractor "{name}"{hint}')
+    _, height, width = world.image
+    if name not in ANY_SIZE and min(height, width) < NATURE_SMALLEST:
+        raise RequestError(
+            f"the images of the {world.name} are {height}x{width}, too small for the extractor {name}, which needs"
+            f" {NATURE_SMALLEST}x{NATURE_SMALLEST}; use {' or '.join(world.extractors)}"
+        )
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,4 @@
-"""coordrl train: train an agent on an Atari game, or go on with a run that was stopped."""
+"""coordrl train: train an agent on a game, or go on with a run that was stopped."""
 
 from __future__ import annotations
 
@@ -17,25 +17,32 @@ from coordrl.process import obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
 from coordrl.suites import (
+    ATARI,
+    CONTROL_GAMES,
+    CONTROLS,
     EXTRACTOR_SUMMARIES,
-    FRAMES_PER_STEP,
     PROTOCOLS,
     SUITES,
     check_extractor,
+    choose_protocol,
     find_game,
-    find_protocol,
     games,
 )
+
+_AGENT = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
+_EXTRACTOR = f"(default: {ATARI.extractors[-1]}; on the controls {CONTROLS.extractors[-1]})"
+_STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train an agent on an Atari game.
+    """Train an agent on an Atari game, or on a control.
 
     For example:
         coordrl train --game MsPacman                       CoordConv A2C, 10 million steps
         coordrl train --game MsPacman --steps 1M            a first look: half an hour on two cores
         coordrl train --game Pong --agent dqn --extractor nature --seed 3
+        coordrl train --game PlaceMatters                   a control: a minute; see the suite controls
         coordrl train --list                                games, agents, extractors, and the runs so far
 
     Everything goes into runs/PROTOCOL/AGENT-EXTRACTOR/GAME/seed-N. Stop it with Ctrl-C at any time: the
@@ -44,15 +51,15 @@ class TrainArguments:
 
     game: Annotated[Name, tyro.conf.arg(help_behavior_hint="(required)")] = ""
     """the game, in any usual spelling: MsPacman, "Ms. Pac-Man", ALE/MsPacman-v5"""
-    agent: Name = "a2c"
+    agent: Annotated[Name, tyro.conf.arg(help_behavior_hint=_AGENT)] = ""
     """a recipe of coordrl, or the path of a .toml file of your own"""
-    extractor: Name = "coord"
-    """the network before the heads; nature is the plain control"""
+    extractor: Annotated[Name, tyro.conf.arg(help_behavior_hint=_EXTRACTOR)] = ""
+    """the network before the heads; nature is the plain control, pool that of the suite controls"""
     seed: int = 0
     """of the weights, the environments and everything drawn"""
-    steps: Count = 10_000_000
-    """decisions of the agent; four frames each. 10M, 250k and 1e6 are understood"""
-    protocol: Name = "zoo-v4"
+    steps: Annotated[Count | None, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
+    """decisions of the agent; on Atari four frames each. 10M, 250k and 1e6 are understood"""
+    protocol: Annotated[Name, tyro.conf.arg(help_behavior_hint="(default: the first one for the game)")] = ""
     """the rules of the environment"""
     out: Path = Path("runs")
     """the folder of all runs"""
@@ -110,10 +117,15 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
     if not arguments.game:
         raise RequestError("which game? For example: coordrl train --game MsPacman. See them all with: --list")
     game = find_game(arguments.game)
-    protocol = find_protocol(arguments.protocol)
-    check_extractor(arguments.extractor)
-    recipe = find_recipe(arguments.agent, arguments.set)
-    for name, lowest in (("steps", 1), ("checkpoint_every", 1), ("eval_every", 0), ("eval_episodes", 1)):
+    protocol = choose_protocol([game], arguments.protocol or None)
+    world = protocol.world
+    extractor = arguments.extractor or world.extractors[-1]
+    check_extractor(extractor, world)
+    recipe = find_recipe(arguments.agent or world.agent, arguments.set)
+    steps = world.steps if arguments.steps is None else arguments.steps
+    if steps < 1:
+        raise RequestError(f"--steps is {steps}; it is a whole number from 1")
+    for name, lowest in (("checkpoint_every", 1), ("eval_every", 0), ("eval_episodes", 1)):
         if getattr(arguments, name) < lowest:
             raise RequestError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it is a whole number from {lowest}"
@@ -124,10 +136,10 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
         game=game,
         agent=recipe.name,
         algorithm=recipe.algorithm,
-        extractor=arguments.extractor,
+        extractor=extractor,
         protocol=protocol.name,
         seed=arguments.seed,
-        steps=arguments.steps,
+        steps=steps,
         settings=dict(recipe.settings),
     )
     return spec, recipe.to_toml()
@@ -137,6 +149,7 @@ def _print_list(out: Path) -> None:
     """Print what can be asked for, and the runs below a folder with their state."""
     print(f"games ({len(games())}):")
     print(_columns(list(games())))
+    print(f"\ncontrols:\n  {', '.join(CONTROL_GAMES)}")
     print("\nsuites:")
     for name, members in SUITES.items():
         print(f"  {name:<12} {', '.join(members)}")
@@ -146,9 +159,10 @@ def _print_list(out: Path) -> None:
     print("\nextractors:")
     for name, summary in EXTRACTOR_SUMMARIES.items():
         print(f"  {name:<12} {summary}")
-    print(f"\nprotocols ({FRAMES_PER_STEP} frames a step in each):")
+    print("\nprotocols:")
     for protocol in PROTOCOLS.values():
-        print(f"  {protocol.name:<12} {protocol.summary}")
+        frames = protocol.world.frames_per_step
+        print(f"  {protocol.name:<12} {protocol.summary}; {frames} frame{'s' if frames > 1 else ''} a step")
     runs = find_runs(out)
     print(f"\nruns in {out} ({len(runs)}):")
     for run in runs:

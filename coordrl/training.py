@@ -11,13 +11,13 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
-from coordrl.atari import AtariVecEnv, available_cores
 from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
+from coordrl.environments import make_env
 from coordrl.errors import DivergedError
-from coordrl.process import processor_name
+from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
 
 
@@ -42,7 +42,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         n_envs = int(spec.settings["n_envs"])
         # The emulator's state cannot be saved: a resumed run starts new games, from seeds of its own.
         seed = environment_seed(spec.seed, "train", begins_at)
-        env = AtariVecEnv(spec.game, n_envs, protocol=spec.protocol)
+        env = make_env(spec.game, n_envs, protocol=spec.protocol)
         try:
             model = build_model(spec, env, device=options.device)
             if checkpoint:
@@ -119,7 +119,7 @@ def _facts(options: Options) -> dict[str, Any]:
             "machine": platform.machine(),
             "processor": processor_name(),
             "system": platform.system(),
-            "cores": available_cores(),
+            "cores": len(allowed_cores()),
             "torch_threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },

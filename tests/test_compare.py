@@ -21,6 +21,7 @@ from coordrl.launch import Launcher, attempts_file, read_progress, survey, train
 from coordrl.plan import make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores
 from coordrl.results import RunFolder
+from coordrl.suites import CONTROLS
 
 COMMAND = [sys.executable, "-m", "coordrl.compare"]
 # Two games, two arms, one seed: four runs of a few seconds each.
@@ -260,10 +261,28 @@ def test_a_run_that_diverges_counts_and_is_not_tried_again(tmp_path: Path) -> No
     assert len(attempts(tmp_path)) == 1
 
 
+def test_a_suite_alone_is_enough_for_a_plan_with_what_is_usual_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coordrl import compare as command
+
+    monkeypatch.setattr(command, "_print_cost", lambda plan, arguments: None)
+    planned = []
+    monkeypatch.setattr(command, "_print_matrix", lambda plan, states, is_written: planned.append(plan))
+    for words in ("--suite controls", "--suite atari9"):
+        assert main([*words.split(), "--dry-run", "--out", "/nonexistent"]) == 0
+    controls, atari = planned
+    assert (controls.agents, controls.extractors) == (("a2c-controls",), ("pool", "coord-pool"))
+    assert (controls.protocol, controls.steps, len(controls.seeds)) == ("controls-v1", CONTROLS.steps, 10)
+    assert (atari.agents, atari.extractors) == (("a2c",), ("nature", "coord"))
+    assert (atari.protocol, atari.steps) == ("zoo-v4", 10_000_000)
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         ("--suite atari8", 'no suite "atari8"; did you mean atari9'),
+        ("--suite Pong,PlaceMatters", "PlaceMatters is not played under zoo-v4; its protocol is controls-v1"),
+        ("--suite controls --protocol zoo-v4", "PlaceMatters is not played under zoo-v4"),
+        ("--suite controls --extractors nature,coord", "too small for the extractor nature"),
         ("--agents a2", 'no agent "a2"; did you mean a2c?'),
         ("--extractors nature,cord", 'no extractor "cord"; did you mean coord'),
         ("--extractors nature,nature", "--extractors has nature twice"),

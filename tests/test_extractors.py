@@ -385,7 +385,7 @@ def test_the_parameter_counts_are_the_documented_ones(extractor: str, extra: int
 
 
 def test_coordinates_cost_the_pool_network_its_first_layer_only() -> None:
-    assert count(build("coord-pool")) - count(build("pool")) == 32 * 2 * 3 * 3
+    assert count(build("coord-pool")) - count(build("pool")) == 16 * 2 * 3 * 3
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)

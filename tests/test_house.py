@@ -17,10 +17,10 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "vectors"},
     {"coordconv"},
-    {"extractors", "atari", "results", "coordinates", "significance"},
-    {"checkpoint", "plan", "stats"},
+    {"extractors", "atari", "controls", "results", "coordinates", "significance"},
+    {"checkpoint", "environments", "plan", "stats"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
     {"course", "launch", "evidence", "ablation"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},

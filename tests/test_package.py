@@ -26,7 +26,8 @@ def test_a_wheel_carries_the_recipes_and_trains_from_any_folder(tmp_path: Path) 
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("coordrl-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"coordrl/agents/a2c.toml", "coordrl/agents/dqn.toml", "coordrl/py.typed"} <= set(names)
+    carried = {"coordrl/agents/a2c.toml", "coordrl/agents/dqn.toml", "coordrl/reference_scores.csv", "coordrl/py.typed"}
+    assert carried <= set(names)
     assert all(name.startswith(("coordrl/", "coordrl-")) for name in names)  # no top-level package called agents
     target = tmp_path / "target"
     installed = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))

@@ -59,6 +59,16 @@ def test_each_extractor_is_compared_with_the_control_of_its_own_agent() -> None:
     assert small(extractors=["coord"]).pairs() == []
 
 
+def test_the_controls_are_planned_under_their_own_protocol_with_extractors_for_small_images() -> None:
+    plan = small(suite="controls", agents=["a2c-controls"], extractors=["pool", "coord-pool"], seeds=10)
+    assert (plan.protocol, plan.control, len(plan.runs)) == ("controls-v1", "pool", 40)
+    assert plan.runs[1].folder == "controls-v1/a2c-controls-coord-pool/PlaceMatters/seed-0"
+    with pytest.raises(RequestError, match="too small for the extractor nature"):
+        small(suite="controls", extractors=["pool", "nature"])
+    with pytest.raises(RequestError, match="Pong is not played under controls-v1"):
+        small(suite="PlaceMatters,Pong")
+
+
 def test_overrides_are_in_every_spec() -> None:
     plan = small(agents=["a2c"], overrides=["learning_rate=3e-4"])
     assert {cell.spec.settings["learning_rate"] for cell in plan.runs} == {3e-4}

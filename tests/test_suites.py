@@ -17,14 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordrl.errors import CoordrlError, RequestError
+from coordrl.recipes import find_recipe
 from coordrl.suites import (
+    ATARI,
+    CONTROL_GAMES,
+    CONTROLS,
     EXTRACTOR_SUMMARIES,
     FRAMES_PER_STEP,
     MAX_GAME_FRAMES,
     PROTOCOLS,
     SUITES,
+    WITHOUT_COORDINATES,
     Protocol,
     check_extractor,
+    choose_protocol,
     find_game,
     find_protocol,
     find_suite,
@@ -65,6 +71,8 @@ gym.register_envs(ale_py)
         ("Pitfall!", "Pitfall"),
         ("pitfall 2", "Pitfall2"),
         ("E.T.", "Et"),
+        ("PlaceMatters", "PlaceMatters"),
+        ("place_is_noise", "PlaceIsNoise"),
     ],
 )
 def test_usual_spellings_find_the_game(name, game):
@@ -91,7 +99,7 @@ def test_case_and_punctuation_do_not_matter(game: str, chance: random.Random):
 @given(st.text(max_size=30))
 def test_any_text_finds_a_game_or_is_refused_by_name(name):
     with contextlib.suppress(RequestError):
-        assert find_game(name) in games()
+        assert find_game(name) in (*CONTROL_GAMES, *games())
         return
     shown = name if name.isprintable() else name.encode("unicode_escape").decode()
     with pytest.raises(RequestError, match=re.escape(f'"{shown}"')) as refused:
@@ -108,6 +116,7 @@ def test_any_text_finds_a_game_or_is_refused_by_name(name):
         ("SeaQuests", "Seaquest"),
         ("ALE/Astroids-v5", "Asteroids"),
         ("BeemRiderNoFrameskip-v4", "BeamRider"),
+        ("PlaceMater", "PlaceMatters"),
     ],
 )
 def test_a_misspelt_game_is_refused_with_its_value_and_up_to_three_suggestions(wrong, right):
@@ -118,7 +127,7 @@ def test_a_misspelt_game_is_refused_with_its_value_and_up_to_three_suggestions(w
     suggested = re.split(r", | or ", message.split("did you mean ")[1].removesuffix("?"))
     assert right in suggested
     assert 1 <= len(suggested) <= 3
-    assert set(suggested) <= set(games())
+    assert set(suggested) <= {*CONTROL_GAMES, *games()}
     assert "\n" not in message
 
 
@@ -149,8 +158,8 @@ def test_a_refusal_is_a_value_error_with_exit_code_2():
 
 
 def test_no_two_games_have_the_same_letters_and_digits():
-    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in games()]
-    assert len(set(plain)) == len(plain) == len(set(games().values()))
+    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in (*CONTROL_GAMES, *games())]
+    assert len(set(plain)) == len(plain) == len(CONTROL_GAMES) + len(set(games().values()))
 
 
 def test_the_games_are_those_that_ale_py_registers_under_their_names_and_with_their_roms():
@@ -202,6 +211,17 @@ def test_every_suite_names_games_by_their_own_names_and_none_twice():
 def test_the_rules_of_the_protocols_are_those_of_the_design():
     rules = {name: dataclasses.asdict(protocol) for name, protocol in PROTOCOLS.items()}
     summaries = {name: rule.pop("summary") for name, rule in rules.items()}
+    worlds = {name: rule.pop("world")["name"] for name, rule in rules.items()}
+    assert worlds == {"zoo-v4": "atari", "machado-v5": "atari", "controls-v1": "controls"}
+    assert rules.pop("controls-v1") == {
+        "name": "controls-v1",
+        "sticky_actions": 0.0,
+        "full_action_space": False,
+        "noop_max": 0,
+        "fire": False,
+        "life_loss_ends_episode": False,
+        "clip_rewards": False,
+    }
     assert rules == {
         "zoo-v4": {
             "name": "zoo-v4",
@@ -225,8 +245,9 @@ def test_the_rules_of_the_protocols_are_those_of_the_design():
     assert all(summaries.values())
 
 
-def test_a_step_is_four_frames_and_a_game_at_most_half_an_hour():
-    assert FRAMES_PER_STEP == 4
+def test_a_step_is_four_frames_on_atari_and_one_on_controls_and_a_game_at_most_half_an_hour():
+    assert FRAMES_PER_STEP == ATARI.frames_per_step == 4
+    assert CONTROLS.frames_per_step == 1
     assert MAX_GAME_FRAMES == 30 * 60 * 60
 
 
@@ -243,7 +264,56 @@ def test_a_protocol_cannot_be_changed():
 def test_a_misspelt_protocol_is_refused_with_those_there_are_and_a_suggestion(name, hint):
     with pytest.raises(RequestError) as caught:
         find_protocol(name)
-    assert str(caught.value) == f'there is no protocol "{name}"; there are zoo-v4, machado-v5{hint}'
+    assert str(caught.value) == f'there is no protocol "{name}"; there are zoo-v4, machado-v5, controls-v1{hint}'
+
+
+@pytest.mark.parametrize(
+    ("played", "name", "protocol"),
+    [
+        (["Pong"], None, "zoo-v4"),
+        (["Pong"], "machado-v5", "machado-v5"),
+        (SUITES["atari9"], None, "zoo-v4"),
+        (["PlaceMatters"], None, "controls-v1"),
+        (SUITES["controls"], "controls-v1", "controls-v1"),
+    ],
+)
+def test_games_choose_their_protocol_by_themselves(played, name, protocol):
+    assert choose_protocol(played, name).name == protocol
+
+
+@pytest.mark.parametrize(
+    ("played", "name", "complaint"),
+    [
+        (["Pong"], "controls-v1", "Pong is not played under controls-v1; its protocol is zoo-v4 or machado-v5"),
+        (["PlaceMatters"], "zoo-v4", "PlaceMatters is not played under zoo-v4; its protocol is controls-v1"),
+        (["Pong", "PlaceMatters"], None, "PlaceMatters is not played under zoo-v4; its protocol is controls-v1"),
+        (["PlaceIsNoise", "Pong"], None, "Pong is not played under controls-v1; its protocol is zoo-v4 or machado-v5"),
+        (
+            ["Pong"],
+            "zoo",
+            'there is no protocol "zoo"; there are zoo-v4, machado-v5, controls-v1; did you mean zoo-v4?',
+        ),
+    ],
+)
+def test_a_game_under_another_worlds_protocol_is_refused(played, name, complaint):
+    with pytest.raises(RequestError) as caught:
+        choose_protocol(played, name)
+    assert str(caught.value) == complaint
+
+
+def test_what_is_usual_in_a_world_exists_and_suits_it():
+    for world in (ATARI, CONTROLS):
+        assert find_recipe(world.agent).name == world.agent
+        assert world.extractors[0] in WITHOUT_COORDINATES
+        for extractor in world.extractors:
+            check_extractor(extractor, world)
+
+
+@pytest.mark.parametrize("extractor", [name for name in EXTRACTOR_SUMMARIES if name not in ("pool", "coord-pool")])
+def test_an_extractor_for_large_images_is_refused_on_the_controls(extractor):
+    check_extractor(extractor, ATARI)
+    with pytest.raises(RequestError, match=rf"the controls are 8x8, too small for the extractor {extractor}, .*36x36"):
+        check_extractor(extractor, CONTROLS)
 
 
 def test_the_extractors_are_those_of_the_design():
@@ -289,6 +359,8 @@ def test_a_suite_is_a_name_or_a_list_of_games() -> None:
     assert find_suite("atari9") == SUITES["atari9"]
     assert find_suite("ms_pacman, Pong") == ("MsPacman", "Pong")
     assert find_suite("pong") == ("Pong",)
+    assert find_suite("controls") == CONTROL_GAMES
+    assert find_suite("place-matters") == ("PlaceMatters",)
 
 
 @pytest.mark.parametrize(

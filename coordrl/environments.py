@@ -1,0 +1,33 @@
+"""The one place that knows which class plays a game."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from coordrl.suites import CONTROLS, choose_protocol, find_game
+
+
+def make_env(
+    game: str, n_envs: int, *, protocol: str | None = None, seed: int | None = None, training: bool = True
+) -> VecEnv:
+    """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv or a ControlVecEnv.
+
+    Args:
+        game: in any usual spelling.
+        n_envs: at least 1.
+        protocol: the rules; by default the first of the game's world.
+        seed: environment i gets seed + i; None draws one.
+        training: with the protocol's rules for training. False plays whole games with raw rewards.
+
+    Raises:
+        RequestError: the game, the protocol or a number is wrong.
+    """
+    game = find_game(game)
+    rules = choose_protocol([game], protocol)
+    if rules.world is CONTROLS:
+        from coordrl.controls import ControlVecEnv
+
+        return ControlVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)
+    from coordrl.atari import AtariVecEnv  # the emulator, which the controls can do without
+
+    return AtariVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)
