@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +90,13 @@ def _construct(
     return model
 
 
+def _way_out(folder: RunFolder, spec: Spec) -> str:
+    """Say how a run without checkpoints comes by one."""
+    if folder.is_finished(spec):
+        return "it is finished and has lost them. Restore them from a copy, or remove the folder and train it again"
+    return "a training writes one every --checkpoint-every steps, when it is stopped with Ctrl-C, and at its end"
+
+
 def copy_shared_weights(twin: BaseAlgorithm, model: BaseAlgorithm) -> None:
     """Copy every weight that `twin` has too; a CoordConv layer's image half is the twin's convolution."""
     source = dict(twin.policy.named_parameters())
@@ -117,6 +125,8 @@ def check_device(device: str) -> None:
     Raises:
         RequestError: it cannot.
     """
+    if device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
+        raise RequestError(f'there is no device "{device}"; there are auto, cpu and cuda')
     try:
         if device != "auto":
             torch.zeros(1, device=device).cpu()
@@ -221,10 +231,10 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     """Return the trained model of a run's folder: an SB3 model, from its newest checkpoint, without pickle.
 
     Its environment, `model.get_env()`, is one game under the run's protocol for evaluation (whole games,
-    raw rewards). A DQN comes without its replay memory.
+    raw rewards). A DQN comes without its replay memory. Warns if a newer checkpoint is damaged.
 
     Raises:
-        RequestError: the folder is no run, or the run has no checkpoint yet.
+        RequestError: the folder is no run, or the run has no checkpoint.
         ResumableError: no checkpoint of it verifies.
     """
     check_device(device)
@@ -232,7 +242,9 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     spec = folder.read_spec()
     checkpoint = read_newest(folder.checkpoints)
     if checkpoint is None:
-        raise RequestError(f"{folder.path} has no checkpoint yet; train it first: coordrl train --game {spec.game}")
+        raise RequestError(f"{folder.path} has no checkpoint: {_way_out(folder, spec)}")
+    for fault in checkpoint.skipped:
+        warnings.warn(f"checkpoint skipped: {fault}; this is the one of step {checkpoint.step:,}", stacklevel=2)
     seed = environment_seed(spec.seed, "load")
     env = make_env(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
     settings = {**spec.settings, **({"buffer_size": 1} if "buffer_size" in spec.settings else {})}

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from coordrl.backends import Backend, LocalBackend
-from coordrl.console import NO_WORDS, Count, Name, Settings, format_seconds, parse_arguments, run_command, tell
+from coordrl.console import (
+    NO_WORDS,
+    Count,
+    Name,
+    OptionalCount,
+    Settings,
+    format_seconds,
+    parse_arguments,
+    run_command,
+    tell,
+)
 from coordrl.errors import RequestError, StoppedError, suggest
 from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
 from coordrl.plan import PLAN_FILE, Plan, make_plan, read_plan, write_plan
@@ -54,7 +64,7 @@ class CompareArguments:
     """networks before the heads, separated by commas; nature, or else pool, is what others are compared with"""
     seeds: Count = 10
     """runs of each cell; with fewer than 6, no claim about one of nine games is possible at all"""
-    steps: Annotated[Count | None, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
+    steps: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
     """of each run"""
     protocol: Annotated[Name, tyro.conf.arg(help_behavior_hint="(default: the first one for the games)")] = ""
     """the rules of the environment"""

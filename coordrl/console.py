@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
 import time
@@ -32,7 +33,7 @@ class ProgressLine:
         quiet_seconds: how long to wait before the first plain line.
     """
 
-    def __init__(self, label: str, total: int, *, start: int = 0, quiet_seconds: float = PLAIN_SECONDS) -> None:
+    def __init__(self, label: str, total: int, *, start: int = 0, quiet_seconds: float = PLAIN_SECONDS / 2) -> None:
         self._label, self._total, self._start = label, total, start
         self._began = time.monotonic()
         from rich.console import Console  # takes a tenth of a second, which a wrong request need not wait for
@@ -191,9 +192,12 @@ def run_command(work: Callable[[], int]) -> int:
 def _count(text: str) -> int:
     """Read a whole number as people write it: 1000000, 1_000_000, 1e6, 250k, 10M."""
     scale = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
-    number = float((text if scale == 1 else text[:-1]).replace(",", "")) * scale
+    try:
+        number = float((text if scale == 1 else text[:-1]).replace(",", "")) * scale
+    except ValueError:
+        number = math.nan
     if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
+        raise ValueError(f'"{text}" is no whole number, as 1000000, 250k, 10M and 1e6 are')
     return int(number)
 
 
@@ -204,7 +208,17 @@ Count = Annotated[
         metavar="N",
         instance_from_str=lambda words: _count(words[0]),
         is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [f"{value:,}"],
+        str_from_instance=lambda value: [f"{value:_}"],  # tyro breaks lines at commas
+    ),
+]
+OptionalCount = Annotated[  # not Count | None, whose every alternative tyro would explain to whoever mistypes a number
+    int | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=lambda words: _count(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: ["" if value is None else f"{value:_}"],
     ),
 ]
 

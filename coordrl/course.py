@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -170,13 +171,14 @@ class Course(BaseCallback):
         }
         write_json(self.folder.result_file, result)
         self.folder.diverged_file.unlink(missing_ok=True)  # of an earlier try
-        self.line.say(f"done in {format_seconds(seconds)}: {_final_return(returns)}")
+        self.line.say(f"done after {format_seconds(seconds)} of training: {_final_return(returns)}")
         if evaluation:
             row = evaluation[0]
             self.line.say(f"score {row['mean']:,.1f} (spread {row['std']:,.1f}) over {len(row['returns'])} whole games")
-        self.line.say(f"curves: tensorboard --logdir {self.folder.path}")
+        path = shlex.quote(str(self.folder.path))
+        self.line.say(f"curves: tensorboard --logdir {path}")
         if find_protocol(self.spec.protocol).world is ATARI:
-            self.line.say(f"video:  coordrl play {self.folder.path}")
+            self.line.say(f"video:  coordrl play {path}")
 
     def _check_losses(self) -> None:
         """Stop where a loss is not a number any more: nothing good comes after it."""

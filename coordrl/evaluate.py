@@ -53,7 +53,7 @@ class EvaluateArguments:
     """the run's folder, which ends in seed-N"""
     episodes: Count = 100
     """whole games to play"""
-    seed: int = 0
+    seed: Count = 0
     """of the games and the sampled actions; the same seed gives the same games"""
     ablate: Ablations = NO_WORDS
     """does it use its coordinates? Score it with the true ones, and over the same games with zero (coordinate weights 0),
@@ -203,7 +203,9 @@ def _print_ablations(
         print(json.dumps(facts, indent=2))
         return
     _print_title(model, spec)
-    print(f"  the same {arguments.episodes} games for each row; ± is half the 95 % interval of a mean or a difference")
+    print(
+        f"  {arguments.episodes} games from the same seeds for each row; ± is half the 95 % interval of a mean or a difference, unpaired"
+    )
     print(f"  {'coordinates':<12}{'mean':>12}{'±':>10}{'games':>8}{'difference':>14}{'±':>10}")
     for kind, score in scores.items():
         row = f"  {kind:<12}{score.mean:>12,.1f}{_half(score.half_width)}{len(score.returns):>8}"

@@ -246,7 +246,10 @@ def read_plan(out: Path) -> Plan:
     except RequestError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RequestError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        raise RequestError(
+            f"{file} cannot be read: {type(error).__name__}: {error}. Restore it from a copy; or move it away and give the"
+            " same coordrl compare command: the runs stay as they are"
+        ) from error
     if written != plan.hash:
         raise RequestError(
             f"{file} was changed after it was written: its hash is {plan.hash} and it says {written}. A plan stays as it"
@@ -272,12 +275,12 @@ def write_plan(out: Path, plan: Plan) -> None:
 # What is decided before any run. The report shows these sentences as they stand in the plan.
 BETTER = (
     "Better means one thing: a higher final return, the mean raw score of the last 100 whole games of a training."
-    " Over all games together, that is a higher interquartile mean of human-normalised final returns, with the whole"
-    " 95 % interval of the difference above 0. In one game, it is a higher mean over seeds, with a corrected p value"
+    " Over all games together, that is a higher interquartile mean of normalised final returns (0 is random play, 1"
+    " a human player, or on the controls the best play), with the whole 95 % interval of the difference above 0. In one game, it is a higher mean over seeds, with a corrected p value"
     " of at most 0.05. Learning faster, or reaching a higher peak, is not better."
 )
 TESTS = (
-    "Primary: the difference, treatment minus control, of the interquartile means (IQM) of human-normalised final"
+    "Primary: the difference, treatment minus control, of the interquartile means (IQM) of normalised final"
     " returns over all games and seeds, with its 95 % interval from a bootstrap of seeds, stratified by game.",
     "Per game: an exact two-sided permutation test of the difference of the mean final returns, unpaired; the p values"
     " of all games and all pairs of arms are corrected together by Holm's method.",

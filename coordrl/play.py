@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class PlayArguments:
     """where the video goes; by default RUN/video/GAME-step-N-seed-N.mp4, N being the checkpoint's step and --seed"""
     sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """where the picture of the whole game goes; by default beside the video, as .png"""
-    seed: int = 0
+    seed: Count = 0
     """of the game and of the agent's choices: another number, another game"""
     max_steps: Count = MAX_STEPS
     """stop after so many decisions, 15 a second; the rules end a game after 27,000, which is half an hour"""
@@ -75,12 +76,12 @@ def _check(arguments: PlayArguments) -> Spec:
     spec = folder.read_spec()
     if find_protocol(spec.protocol).world is not ATARI:
         raise RequestError(
-            f"{spec.game} is no Atari game, so there is nothing to film. Score it with: coordrl evaluate {folder.path}"
+            f"{spec.game} is no Atari game, so there is nothing to film. Score it with: coordrl evaluate {shlex.quote(str(folder.path))}"
         )
     if not any(folder.checkpoints.glob("[0-9]*")):
         raise RequestError(
-            f"{folder.path} has no checkpoint yet; a training writes one at its end, when it is stopped with Ctrl-C, and"
-            " every --checkpoint-every steps"
+            f"{folder.path} has no checkpoint; a training writes one every --checkpoint-every steps, when it is stopped"
+            " with Ctrl-C, and at its end"
         )
     for name, file, suffix in (("--video", arguments.video, ".mp4"), ("--sheet", arguments.sheet, ".png")):
         if file is not None and file.suffix != suffix:
@@ -102,11 +103,11 @@ def _play(arguments: PlayArguments, spec: Spec) -> None:
     from coordrl.lockstep import Lockstep
     from coordrl.video import ContactSheet, make_room, write_sheet
 
-    for file in _places(arguments, spec, 0):
-        make_room(file)
     skip_compiler()
     model = load(arguments.run, device=arguments.device)
     video, picture = _places(arguments, spec, model.num_timesteps)
+    for file in (video, picture):
+        make_room(file)
     seed = environment_seed(arguments.seed, "play")
     try:
         with Lockstep(spec.game, protocol=spec.protocol, seed=seed) as game:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +15,13 @@ import tyro
 
 from coordrl.console import Name, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
+from coordrl.results import write_json
 
 if TYPE_CHECKING:
     from coordrl.charts import Chart
     from coordrl.tables import Table
+
+_FILES = "files.json"  # in the report's folder: what it is made of
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,18 @@ class ReportArguments:
     """Report what the runs of a comparison show.
 
     For example:
-        coordrl report runs                          everything, into the folder report
+        coordrl report runs                          everything, into runs/report
         coordrl report runs --out docs/atari         elsewhere
         coordrl report runs --only curves-a2c        one figure and its numbers alone
 
     Writes report.html, which needs no network and no other file, report.md, figures/ as SVG and PNG, and every
-    number as CSV in tables/. Reads run folders alone, wherever they were copied to; nothing in them changes. If
-    runs are missing, the report says so at its top.
+    number as CSV in tables/. Reads run folders alone, wherever they were copied to; nothing in them changes. What an
+    earlier report wrote into the same folder is replaced. If runs are missing, the report says so at its top.
     """
 
     runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUNS")]]
     """the folder that compare or train wrote to"""
-    out: Path = Path("report")
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: RUNS/report)")] = None
     """the folder to write to"""
     only: Name = ""
     """one figure by its name, as the report gives it"""
@@ -56,20 +61,41 @@ def _report(arguments: ReportArguments) -> int:
     from coordrl.page import Page
 
     findings = find(read_evidence(arguments.runs))
-    page = Page(findings, runs=arguments.runs.as_posix(), out=arguments.out.as_posix())
+    out = arguments.out or arguments.runs / "report"
+    page = Page(findings, runs=arguments.runs.as_posix(), out=out.as_posix())
     if arguments.only:
         chart = page.charts.get(arguments.only)
         if chart is None:
             hint = suggest(arguments.only, page.charts) or f"; there are {', '.join(page.charts)}"
             raise RequestError(f'there is no figure "{arguments.only}"{hint}')
-        _write(arguments.out, {chart.name: chart}, {chart.name: chart.table}, {}, {})
-        print(f"wrote {arguments.out}/figures/{chart.name}.svg, .png and {arguments.out}/tables/{chart.name}.csv")
+        _write(out, {chart.name: chart}, {chart.name: chart.table}, {}, {})
+        print(f"wrote {out}/figures/{chart.name}.svg, .png and {out}/tables/{chart.name}.csv")
         return 0
-    _write(arguments.out, page.charts, page.tables, page.pictures, page.texts)
+    _forget(out)
+    _write(out, page.charts, page.tables, page.pictures, page.texts)
+    write_json(out / _FILES, sorted([*page.texts, *_names(page.charts, page.tables, page.pictures)]))
     for line in page.summary:
         print(line)
-    print(f"wrote {arguments.out}/report.html, report.md, figures/ and tables/")
+    print(f"wrote {out}/report.html, report.md, figures/ and tables/")
     return 0
+
+
+def _names(charts: Iterable[str], tables: Iterable[str], pictures: Iterable[str]) -> list[str]:
+    """Name the files of figures and tables, with their folders."""
+    figures = [f"figures/{name}.{kind}" for name in charts for kind in ("svg", "png")]
+    return [*figures, *(f"figures/{name}.png" for name in pictures), *(f"tables/{name}.csv" for name in tables)]
+
+
+def _forget(out: Path) -> None:
+    """Remove the files that the last report listed: figures of another comparison beside this one would mislead."""
+    try:
+        names = json.loads((out / _FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for name in names if isinstance(names, list) else []:
+        # A list that somebody changed is no licence to remove anything else.
+        if isinstance(name, str) and re.fullmatch(r"report\.(html|md)|(figures|tables)/[\w.-]+\.(svg|png|csv)", name):
+            (out / name).unlink(missing_ok=True)
 
 
 def _write(

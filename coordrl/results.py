@@ -134,8 +134,12 @@ class RunFolder:
             spec = Spec(**json.loads(self.spec_file.read_text(encoding="utf-8"))["spec"])
         except FileNotFoundError as error:
             raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
+        except NotADirectoryError as error:
+            raise RequestError(f"{self.path} is a file; a run is a folder, whose path ends in seed-N") from error
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RequestError(f"{self.spec_file} cannot be read: {error}") from error
+            raise RequestError(
+                f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
+            ) from error
         if spec.algorithm not in RULES or set(spec.settings) != set(RULES[spec.algorithm]):
             raise RequestError(
                 f"{self.spec_file} cannot be read: another version of coordrl made it, this one knows {', '.join(RULES)}"

@@ -38,7 +38,7 @@ class World:
 
 
 ATARI = World("atari", (4, 84, 84), FRAMES_PER_STEP, "a2c", ("nature", "coord"), 10_000_000)
-CONTROLS = World("controls", (1, 8, 8), 1, "a2c-controls", ("pool", "coord-pool"), 50_000)
+CONTROLS = World("controls", (1, 8, 8), 1, "a2c-controls", ("pool", "coord-pool"), 100_000)
 
 
 @dataclass(frozen=True)

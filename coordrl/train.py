@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from coordrl.console import NO_WORDS, Count, Name, Settings, parse_arguments, run_command
+from coordrl.console import NO_WORDS, Count, Name, OptionalCount, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
 from coordrl.process import obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
@@ -40,7 +40,7 @@ class TrainArguments:
 
     For example:
         coordrl train --game MsPacman                       CoordConv A2C, 10 million steps
-        coordrl train --game MsPacman --steps 1M            a first look: half an hour on two cores
+        coordrl train --game MsPacman --steps 1M            a first look: about 25 minutes on two free cores
         coordrl train --game Pong --agent dqn --extractor nature --seed 3
         coordrl train --game PlaceMatters                   a control: a minute; see the suite controls
         coordrl train --list                                games, agents, extractors, and the runs so far
@@ -55,9 +55,9 @@ class TrainArguments:
     """a recipe of coordrl, or the path of a .toml file of your own"""
     extractor: Annotated[Name, tyro.conf.arg(help_behavior_hint=_EXTRACTOR)] = ""
     """the network before the heads; nature is the plain control, pool that of the suite controls"""
-    seed: int = 0
+    seed: Count = 0
     """of the weights, the environments and everything drawn"""
-    steps: Annotated[Count | None, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
+    steps: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_STEPS)] = None
     """decisions of the agent; on Atari four frames each. 10M, 250k and 1e6 are understood"""
     protocol: Annotated[Name, tyro.conf.arg(help_behavior_hint="(default: the first one for the game)")] = ""
     """the rules of the environment"""
@@ -91,8 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         spec, recipe = _specify(arguments)
         folder = RunFolder(spec.folder(arguments.out))
+        if folder.spec_file.exists():
+            folder.read_spec()  # damaged, it is no run to call finished
         if folder.is_finished(spec):
-            print(f"{folder.path} is finished; see its curves with: tensorboard --logdir {folder.path}")
+            print(
+                f"{folder.path} is finished; see its curves with: tensorboard --logdir {shlex.quote(str(folder.path))}"
+            )
             return 0
         tune()  # before torch is imported
         from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import

@@ -432,6 +432,7 @@ def test_the_recipe_for_the_controls_is_a2c_but_for_the_optimiser() -> None:
     assert {name for name, value in ours.settings.items() if value != theirs.settings[name]} == {
         "learning_rate",
         "rmsprop_alpha",
+        "rmsprop_eps",
     }
 
 

@@ -17,10 +17,12 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "vectors"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "vectors", "losses"},
     {"coordconv"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
-    {"checkpoint", "environments", "plan", "stats"},
+    {"checkpoint", "environments", "plan", "stats", "fast_network"},
+    {"fast_rollout"},
+    {"a2c"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
     {"course", "launch", "evidence", "ablation"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},

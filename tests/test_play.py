@@ -300,7 +300,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line_before_torch_is_loaded(t
 def test_a_run_without_a_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
     assert play.main([str(tmp_path)]) == 2
-    assert "has no checkpoint yet; a training writes one at its end" in capsys.readouterr().err
+    assert "has no checkpoint; a training writes one every" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

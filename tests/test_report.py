@@ -197,7 +197,7 @@ def test_the_page_says_what_a_sceptic_asks(report: Path) -> None:
 
 def test_the_same_runs_give_the_same_report_wherever_they_lie(report: Path, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "elsewhere" / "runs")
-    done = command("runs", cwd=tmp_path / "elsewhere")
+    done = command("runs", "--out", "report", cwd=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr
     again = tmp_path / "elsewhere" / "report"
     for name in ("tables", "figures"):
@@ -209,6 +209,28 @@ def test_the_same_runs_give_the_same_report_wherever_they_lie(report: Path, runs
         there = there.replace(path, name)
     assert here == there
     assert not re.search(r"/(tmp|home|root|work)/", here)
+
+
+def test_a_report_lies_beside_its_runs_and_replaces_an_earlier_one(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    out = copy / "report"
+    (out / "figures").mkdir(parents=True)
+    for name in ("figures/old.png", "figures/mine.png", "report.md"):
+        (out / name).write_text("of another comparison")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "outside.png").touch()
+    listed = ["figures/old.png", "report.md", "../figures/outside.png", "figures/../../figures/outside.png"]
+    (out / "files.json").write_text(json.dumps(listed))
+    assert main([str(copy)]) == 0
+    assert not (out / "figures" / "old.png").exists()
+    assert (out / "figures" / "mine.png").exists()  # not the report's own
+    assert (tmp_path / "figures" / "outside.png").exists()
+    written = {file.relative_to(out).as_posix() for file in out.rglob("*.*")} - {"files.json", "figures/mine.png"}
+    assert written == set(json.loads((out / "files.json").read_text()))
+    before = {file: file.read_bytes() for file in out.rglob("*.*")}
+    assert main([str(copy)]) == 0  # the report's own folder is no run
+    assert {file: file.read_bytes() for file in out.rglob("*.*")} == before
 
 
 def test_one_figure_alone_has_the_same_numbers(report: Path, runs: Path, tmp_path: Path) -> None:
