@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coordrl.a2c import A2C as A2C
     from coordrl.algorithms import load as load
     from coordrl.atari import AtariVecEnv as AtariVecEnv
     from coordrl.coordconv import AddCoords as AddCoords
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "A2C": "coordrl.a2c",
     "AddCoords": "coordrl.coordconv",
     "AtariVecEnv": "coordrl.atari",
     "CoordConv2d": "coordrl.coordconv",
@@ -30,7 +32,7 @@ _HOMES = {
     "policy_kwargs": "coordrl.extractors",
 }
 
-__all__ = ["AddCoords", "AtariVecEnv", "CoordConv2d", "CoordConvTranspose2d", "convert", "load", "policy_kwargs"]
+__all__ = ["A2C", "AddCoords", "AtariVecEnv", "CoordConv2d", "CoordConvTranspose2d", "convert", "load", "policy_kwargs"]
 
 
 def __getattr__(name: str) -> Any:

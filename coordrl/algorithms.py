@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import A2C, DQN
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import set_random_seed
@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.optim import Optimizer
 
+from coordrl.a2c import A2C
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.environments import make_env
 from coordrl.errors import RequestError
@@ -30,7 +31,7 @@ Build = Callable[[Mapping[str, Value], dict[str, Any]], tuple[type[BaseAlgorithm
 
 
 def _a2c(settings: Mapping[str, Value], kwargs: dict[str, Any]) -> tuple[type[BaseAlgorithm], dict[str, Any]]:
-    """Translate the settings of recipe a2c into SB3's A2C and its arguments."""
+    """Translate the settings of recipe a2c into A2C and its arguments."""
     optimizer = {"alpha": settings["rmsprop_alpha"], "eps": settings["rmsprop_eps"]}
     names = ("learning_rate", "n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
     return A2C, {

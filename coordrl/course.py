@@ -43,6 +43,7 @@ class Options:
     eval_every: int  # steps; 0 for no evaluations
     eval_episodes: int
     command: str
+    general: bool = False  # A2C by SB3's own code alone
     plan: str | None = None  # the hash of the comparison that the run is part of
 
 

@@ -50,12 +50,13 @@ class Page:
         findings: what it says.
         runs: the folder of runs, as commands name it.
         out: the report's own folder, likewise.
+        note: a sentence of whoever makes it, shown at its top.
     """
 
-    def __init__(self, findings: Findings, *, runs: str, out: str) -> None:
+    def __init__(self, findings: Findings, *, runs: str, out: str, note: str = "") -> None:
         self.findings, self.evidence = findings, findings.evidence
         self.plan = self.evidence.plan
-        self._runs, self._out = runs, out
+        self._runs, self._out, self._note = runs, out, note
         self.sections = tuple(
             Section(agent, {**score_charts(agent, findings), **coordinate_charts(agent, findings)}, self._maps(agent))
             for agent in findings.agents
@@ -128,6 +129,7 @@ class Page:
             "words": words,
             "title": self._title(),
             "version": __version__,
+            "note": self._note,
             "partial": words.partial_sentence(self.evidence),
             "frames": None if self.is_control else plan.runs[0].spec.frames(plan.steps),
             "commands": self._commands(),
@@ -165,7 +167,8 @@ class Page:
     def _commands(self) -> list[str]:
         """Return the commands that make the runs and this report."""
         make = [words.compare_command(self.evidence, self._runs)] if self.evidence.planned else []
-        return [*make, shlex.join(["python", "-m", "coordrl.report", self._runs, "--out", self._out])]
+        note = ["--note", self._note] if self._note else []
+        return [*make, shlex.join(["python", "-m", "coordrl.report", self._runs, *note, "--out", self._out])]
 
     def figure_command(self, chart: Chart) -> str:
         """Return the command that makes one figure and its numbers."""

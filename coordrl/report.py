@@ -42,6 +42,8 @@ class ReportArguments:
     """the folder that compare or train wrote to"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: RUNS/report)")] = None
     """the folder to write to"""
+    note: Name = ""
+    """a sentence at the top of the report, for example what the runs are too short to show"""
     only: Name = ""
     """one figure by its name, as the report gives it"""
 
@@ -62,7 +64,7 @@ def _report(arguments: ReportArguments) -> int:
 
     findings = find(read_evidence(arguments.runs))
     out = arguments.out or arguments.runs / "report"
-    page = Page(findings, runs=arguments.runs.as_posix(), out=out.as_posix())
+    page = Page(findings, runs=arguments.runs.as_posix(), out=out.as_posix(), note=arguments.note)
     if arguments.only:
         chart = page.charts.get(arguments.only)
         if chart is None:

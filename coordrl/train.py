@@ -73,6 +73,8 @@ class TrainArguments:
     """steps between evaluations; there is one at the end as well. 0 for none at all"""
     eval_episodes: Count = 10
     """whole games in an evaluation"""
+    general: bool = False
+    """a2c by SB3's own code alone, without the fast path: the same algorithm, slower"""
     plan: Name = ""
     """the hash of the comparison that the run is part of; coordrl compare sets it, and run.json records it"""
     list: bool = False
@@ -108,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             eval_every=arguments.eval_every,
             eval_episodes=arguments.eval_episodes,
             command="coordrl train " + shlex.join(words),
+            general=arguments.general,
             plan=arguments.plan or None,
         )
         train(spec, recipe, folder, options)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from coordrl.a2c import A2C
 from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
 from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
@@ -47,7 +48,11 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
             model = build_model(spec, env, device=options.device)
             if checkpoint:
                 restore(model, checkpoint)
-            folder.add_facts({"parameters": _parameters(model)})
+            facts: dict[str, Any] = {"parameters": _parameters(model)}
+            if isinstance(model, A2C):
+                model.fast = not options.general
+                facts["path"] = model.choose_path()
+            folder.add_facts(facts)
             env.seed(seed)  # after SB3's constructor, which seeds it with the run's own
             _cut_back(folder, begins_at)
             seconds = float(checkpoint.state["seconds"]) if checkpoint else 0.0

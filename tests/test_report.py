@@ -233,6 +233,14 @@ def test_a_report_lies_beside_its_runs_and_replaces_an_earlier_one(runs: Path, t
     assert {file: file.read_bytes() for file in out.rglob("*.*")} == before
 
 
+def test_a_note_stands_at_the_top_and_is_text_whatever_it_holds(runs: Path, tmp_path: Path) -> None:
+    assert main([str(runs), "--note", "<b>short</b> runs", "--out", str(tmp_path)]) == 0
+    assert "> **Note.** " in (tmp_path / "report.md").read_text().split("##")[0]
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>short</b>" not in page
+    assert "&lt;b&gt;short&lt;/b&gt; runs" in page.split("<h2")[0]
+
+
 def test_one_figure_alone_has_the_same_numbers(report: Path, runs: Path, tmp_path: Path) -> None:
     assert main([str(runs), "--only", "profile-a2c", "--out", str(tmp_path)]) == 0
     written = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*"))

@@ -1,0 +1,159 @@
+"""One rollout and one update of A2C with the fast network, in one process. SB3's algorithm, step for step.
+
+What SB3's callbacks, logger and rollout buffer see is what SB3 would show them. SB3 draws a permutation of
+the batch from NumPy's generator for each update, of which its A2C makes no use; here none is drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from coordrl.fast_network import FastNetwork
+from coordrl.losses import A2CLoss, a2c_loss
+
+
+def sample(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw an action for each row of logits, as SB3's categorical distribution draws it.
+
+    Returns:
+        actions: (batch,) int64.
+        log_probs: (batch,), of the actions.
+
+    Raises:
+        ValueError: the logits are not finite, in the words of torch's distributions.
+    """
+    log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)
+    try:
+        actions = torch.multinomial(log_probs.softmax(dim=-1), 1, replacement=True, generator=generator)
+    except RuntimeError as error:  # torch's words for NaN; its distributions say ValueError
+        raise ValueError(f"the policy's logits have invalid values: {error}") from error
+    return actions[:, 0], log_probs.gather(1, actions)[:, 0]
+
+
+def collect(
+    model: A2C, network: FastNetwork, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
+) -> bool | None:
+    """Play a rollout and fill the buffer, as SB3's `collect_rollouts` does.
+
+    Returns whether to go on; None if a callback changed the weights on the way, so that the activations kept
+    are not those of the weights.
+    """
+    model.policy.set_training_mode(False)
+    buffer.reset()
+    callback.on_rollout_start()
+    network.refresh()
+    changed = False
+    observations = _bytes(model._last_obs)
+    for step in range(n_steps):
+        with torch.no_grad():
+            logits, values = network.forward(observations, step)
+            drawn, log_probs = sample(logits)
+        actions: NDArray[np.int64] = drawn.numpy()
+        new_obs, rewards, dones, infos = env.step(actions)
+        model.num_timesteps += env.num_envs
+        callback.update_locals(
+            {
+                "self": model,
+                "env": env,
+                "callback": callback,
+                "rollout_buffer": buffer,
+                "n_rollout_steps": n_steps,
+                "n_steps": step,
+                "obs_tensor": torch.from_numpy(observations),
+                "actions": actions,
+                "clipped_actions": actions,
+                "values": values[:, None],
+                "log_probs": log_probs,
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+                "infos": infos,
+            }
+        )
+        if not callback.on_step():
+            return False
+        if network.is_stale():
+            changed = True
+            network.refresh()
+        model._update_info_buffer(infos, dones)
+        for index in np.flatnonzero(dones):
+            final = infos[index].get("terminal_observation")
+            if final is not None and infos[index].get("TimeLimit.truncated", False):
+                rewards[index] += model.gamma * network.predict_values(np.asarray(final)[None])[0]
+        starts = model._last_episode_starts
+        assert starts is not None
+        buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
+        observations = model._last_obs = _bytes(new_obs)
+        model._last_episode_starts = dones
+    _, last_values = network.forward(observations, n_steps)
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+    # `dones` and `new_obs` are those of the last step, as in SB3; the values are of what came after it.
+    callback.update_locals({"n_steps": n_steps, "values": last_values[:, None]})
+    callback.on_rollout_end()
+    return None if changed else True
+
+
+def update(model: A2C, network: FastNetwork, buffer: RolloutBuffer) -> None:
+    """Make the update of the rollout that was just collected, as SB3's `train` does."""
+    policy = model.policy
+    policy.set_training_mode(True)
+    model._update_learning_rate(policy.optimizer)
+    loss = gradients(
+        network,
+        buffer,
+        ent_coef=model.ent_coef,
+        vf_coef=model.vf_coef,
+        normalize_advantage=model.normalize_advantage,
+    )
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), model.max_grad_norm)
+    policy.optimizer.step()
+    model._n_updates += 1
+    record = model.logger.record
+    record("train/n_updates", model._n_updates, exclude="tensorboard")
+    record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+    record("train/entropy_loss", loss.entropy.item())
+    record("train/policy_loss", loss.policy.item())
+    record("train/value_loss", loss.value.item())
+
+
+def gradients(
+    network: FastNetwork,
+    buffer: RolloutBuffer,
+    *,
+    ent_coef: float,
+    vf_coef: float,
+    normalize_advantage: bool,
+    count: int | None = None,
+) -> A2CLoss:
+    """Compute the loss of a rollout, and give every parameter its gradient."""
+    advantages = torch.from_numpy(buffer.advantages.reshape(-1))  # by step, as everything the network keeps
+    if normalize_advantage:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    logits, values = network.outputs()
+    loss = a2c_loss(
+        logits,
+        values,
+        torch.from_numpy(buffer.actions.reshape(-1)).long(),
+        advantages,
+        torch.from_numpy(buffer.returns.reshape(-1)),
+        ent_coef=ent_coef,
+        vf_coef=vf_coef,
+        count=count,
+    )
+    network.backward(loss.logits, loss.values)
+    return loss
+
+
+def _bytes(observations: Any) -> NDArray[np.uint8]:
+    """Return observations as an array of their own memory order; no copy where they are one."""
+    return np.asarray(observations)
