@@ -364,7 +364,7 @@ def test_an_out_that_cannot_be_written_exits_with_73(tmp_path: Path) -> None:
 def test_a_missing_device_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     done = run("--game Pong --steps 80 --device warp", tmp_path)
     assert done.returncode == 2
-    assert 'device "warp" cannot be used' in done.stderr
+    assert 'there is no device "warp"; there are auto, cpu and cuda' in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
