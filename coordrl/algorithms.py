@@ -24,6 +24,7 @@ from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.environments import make_env
 from coordrl.errors import RequestError
 from coordrl.extractors import EXTRACTORS, policy_kwargs
+from coordrl.process import check_device_name
 from coordrl.recipes import Value
 from coordrl.results import WINDOW, RunFolder, Spec
 
@@ -126,8 +127,7 @@ def check_device(device: str) -> None:
     Raises:
         RequestError: it cannot.
     """
-    if device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
-        raise RequestError(f'there is no device "{device}"; there are auto, cpu and cuda')
+    check_device_name(device)
     try:
         if device != "auto":
             torch.zeros(1, device=device).cpu()

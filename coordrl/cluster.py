@@ -160,7 +160,10 @@ class RayBackend:
         """Start a training on some node."""
         folder = work.out / work.folder
         token = work.out / "compare" / "lock"  # a node that sees this file, held by us, sees our folders
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.touch()  # there already, but for a measurement
         facts = token.stat()
+        recover(folder)
         self._ray.get(self._mailbox.forget.remote(work.folder))
         archive = pack(folder) if RunFolder(folder).spec_file.exists() else None
         reference = self._task.remote(
@@ -246,13 +249,18 @@ def _watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool
             env={**os.environ, **worker_environment(1)},
             start_new_session=True,
         )
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            if send and newest_checkpoint(run) > sent:
-                sent = newest_checkpoint(run)
-                mailbox.send.remote(folder, pack(run.path))
-            if ray.get(mailbox.is_stopped.remote(folder)):
-                process.send_signal(signal.SIGTERM)
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                if send and newest_checkpoint(run) > sent:
+                    sent = newest_checkpoint(run)
+                    mailbox.send.remote(folder, pack(run.path))
+                if ray.get(mailbox.is_stopped.remote(folder)):
+                    process.send_signal(signal.SIGTERM)
+        finally:
+            if process.poll() is None:  # the launcher, and its mailbox, are gone: nobody waits for this training
+                process.terminate()
+                process.wait()
         if send and run.path.is_dir():
             ray.get(mailbox.send.remote(folder, pack(run.path)))
         size = log.seek(0, os.SEEK_END)
@@ -264,7 +272,9 @@ def pack(folder: Path) -> bytes:
     """Pack a run's folder; files that come and go meanwhile (partial ones) are left out."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted(folder.rglob("*")):
+        # os.walk passes over a checkpoint's folder that goes while it is listed; Path.rglob raises.
+        files = sorted(Path(place) / file for place, _, names in os.walk(folder) for file in names)
+        for path in files:
             name = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") for part in name.parts) and path.name != "lock":
                 try:
@@ -274,10 +284,18 @@ def pack(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
+def recover(folder: Path) -> None:
+    """Put a run's folder back, if `unpack` was killed after it had moved the old one away."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
 def unpack(archive: bytes, folder: Path) -> None:
-    """Put a packed run in place of a folder; a crash meanwhile leaves the old one or the new one."""
+    """Put a packed run in place of a folder; a crash meanwhile leaves the old one, for `recover`, or the new one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    recover(folder)
     for path in (partial, old):
         shutil.rmtree(path, ignore_errors=True)
     partial.mkdir()

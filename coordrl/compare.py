@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from coordrl.console import (
 from coordrl.errors import RequestError, StoppedError, suggest
 from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
 from coordrl.plan import PLAN_FILE, Plan, make_plan, read_plan, write_plan
-from coordrl.process import allowed_cores
+from coordrl.process import allowed_cores, check_device_name
 from coordrl.results import RunFolder
 from coordrl.suites import ATARI, CONTROLS, choose_protocol, find_suite
 
@@ -79,7 +80,7 @@ class CompareArguments:
     address: Name = ""
     """of the Ray cluster: HOST:PORT, or auto for one that runs on this machine"""
     retries: Count = 3
-    """crashes in a row, without a new checkpoint between them, after which a run is given up"""
+    """how often a run that crashed is tried again without a new checkpoint; a new one begins the count anew"""
     device: Name = "auto"
     """auto, cpu or cuda"""
     checkpoint_every: Count = 50_000
@@ -121,6 +122,7 @@ def _compare(arguments: CompareArguments) -> int:
 
 def _check_numbers(arguments: CompareArguments) -> None:
     """Check what the plan does not."""
+    check_device_name(arguments.device)
     if arguments.backend not in BACKENDS:
         hint = suggest(arguments.backend, BACKENDS) or f"; there are {', '.join(BACKENDS)}"
         raise RequestError(f'there is no backend "{arguments.backend}"{hint}')
@@ -185,13 +187,18 @@ def _settle_plan(plan: Plan, arguments: CompareArguments) -> Plan:
     known = read_plan(out) if (out / PLAN_FILE).exists() else None
     settled = _agree(known, plan, out)
     survey(settled, out)  # refuses folders of other runs, before the plan is written
+    _copy_recipes(arguments, out)
+    if settled != known:
+        write_plan(out, settled)
+    return settled
+
+
+def _copy_recipes(arguments: CompareArguments, out: Path) -> None:
+    """Keep the recipes that were given by their paths below a folder of runs: what is at the paths may change."""
     for path in (Path(agent) for agent in _split(arguments.agents) if agent.endswith(".toml")):
         copy = recipe_copy(out, path.stem)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    if settled != known:
-        write_plan(out, settled)
-    return settled
 
 
 def _make_backend(arguments: CompareArguments, runs: int) -> Backend:
@@ -217,7 +224,9 @@ def _write_slurm(plan: Plan, arguments: CompareArguments) -> int:
             retries=arguments.retries,
             more_words=("--device", arguments.device),
         )
-    print(f"{len(plan.runs)} runs, plan {plan.hash}; nothing was submitted. Look at the script, then: sbatch {script}")
+    print(
+        f"{len(plan.runs)} runs, plan {plan.hash}; nothing was submitted. Look at the script, then: sbatch {shlex.quote(str(script))}"
+    )
     return 0
 
 
@@ -283,7 +292,7 @@ def _print_cost(plan: Plan, arguments: CompareArguments) -> None:
         print("nothing is left to run")
         return
     backend = _make_backend(arguments, len(left))
-    rates: list[Rate] = measure(plan, backend, tell)
+    rates: list[Rate] = measure(plan, backend, tell, lambda out: _copy_recipes(arguments, out))
     for rate in rates:
         print(f"{rate.arm.name}: {rate.steps_per_second:,.0f} steps/s a run, {backend.summary}")
     cost = add_up(plan, left, rates, backend.slots)

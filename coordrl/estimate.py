@@ -37,8 +37,10 @@ class Cost:
     bytes: int
 
 
-def measure(plan: Plan, backend: Backend, say: Callable[[str], None]) -> list[Rate]:
+def measure(plan: Plan, backend: Backend, say: Callable[[str], None], prepare: Callable[[Path], None]) -> list[Rate]:
     """Train each arm for a few thousand steps on the first game, as many at a time as there are slots.
+
+    `prepare` puts into a folder of runs what they need beside the plan.
 
     Raises:
         CoordrlError: a training did not succeed.
@@ -50,6 +52,7 @@ def measure(plan: Plan, backend: Backend, say: Callable[[str], None]) -> list[Ra
         say(f"measuring {arm.name}: {steps:,} steps, {backend.slots} at a time")
         cell = next(cell for cell in plan.runs if cell.arm == arm)
         with TemporaryDirectory(prefix="coordrl-") as folder:
+            prepare(Path(folder))
             rates.append(_measure_arm(short, cell, backend, Path(folder)))
     return rates
 

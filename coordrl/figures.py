@@ -57,6 +57,7 @@ _SETTINGS: Any = {  # of matplotlib, whose own type for them is a list of all na
 
 def inline_svg(panel: Panel, name: str) -> str:
     """Draw a panel as an SVG element whose colours are the page's and whose ids are its own."""
+    name = re.sub(r"[^A-Za-z0-9-]", "_", name)  # it goes into ids, and agents are named by whoever wrote run.json
     with rc_context(_SETTINGS):
         figure = _figure([panel], 1)
         text = StringIO()

@@ -90,7 +90,7 @@ class PairFinding:
     n_tests: int  # that the p values are corrected for
     smallest: float | None  # effect that one game's test would see with 80 % power, in standard deviations
     smallest_p: float | None  # the least that one game's test can give, uncorrected
-    settled: bool  # whether the verdict may be rested on: the matrix is complete, and the seeds are not too few
+    settled: bool  # whether the verdict may be rested on: planned, a complete matrix, and not too few seeds
 
     @property
     def shown(self) -> str:
@@ -250,7 +250,7 @@ def _find_pair(
     verdict = "none"
     if differences:
         verdict = _verdict(differences["IQM"]) if len(seeds) > 1 else "few"
-    settled = not evidence.missing and len(seeds) >= FEWEST
+    settled = evidence.planned and not evidence.missing and len(seeds) >= FEWEST
     return PairFinding(
         treatment, control, seeds, games, differences, area, improvement, by_game, verdict, 0, None, None, settled
     )
@@ -274,8 +274,10 @@ def _find_game(treatment: Side, control: Side, name: str, resamples: int) -> Gam
 def _correct(agents: tuple[AgentFinding, ...]) -> tuple[AgentFinding, ...]:
     """Correct the p values of all games and pairs together, and give each game its verdict."""
     tested = [game for agent in agents for pair in agent.pairs for game in pair.by_game if game.p_value is not None]
-    adjusted = stats.holm(np.array([game.p_value for game in tested])) if tested else np.array([])
     n_tests = sum(len(pair.by_game) for agent in agents for pair in agent.pairs)
+    # A test that is planned and cannot be made yet counts as one that shows nothing: not as no test.
+    planned = np.array([*(game.p_value for game in tested), *[1.0] * (n_tests - len(tested))], dtype=np.float64)
+    adjusted = stats.holm(planned)[: len(tested)] if n_tests else planned
     corrected = {(game.treatment.arm, game.game): float(p) for game, p in zip(tested, adjusted, strict=True)}
 
     def judge(game: GameFinding) -> GameFinding:

@@ -18,7 +18,7 @@ from typing import Any, final
 from coordrl.backends import LOST, Backend, Job, Work
 from coordrl.errors import RequestError
 from coordrl.plan import Cell, Plan
-from coordrl.results import RunFolder, append_row
+from coordrl.results import RunFolder, Spec, append_row
 
 POLL_SECONDS = 0.2
 BUSY_SECONDS = 5.0  # another process still holds the run's folder: most often one that is ending
@@ -165,13 +165,11 @@ class Launcher:
 
     def _fill(self, queue: deque[CellState]) -> None:
         """Start waiting cells in free slots; one that has to wait a while lets the others pass."""
-        for _ in range(len(queue)):
+        for state in list(queue):
             if not self._free:
                 return
-            state = queue.popleft()
-            if state.not_before > time.monotonic():
-                queue.append(state)
-            else:
+            if state.not_before <= time.monotonic():  # else it keeps its place, beside the other arms of its seed
+                queue.remove(state)
                 self._start(state)
 
     def _start(self, state: CellState) -> None:
@@ -305,7 +303,7 @@ def _has_diverged(folder: RunFolder, cell: Cell) -> bool:
     """Say whether the run of a cell diverged before."""
     try:
         facts = json.loads(folder.diverged_file.read_text(encoding="utf-8"))
-        return bool(facts["spec"]["game"] == cell.spec.game)
+        return Spec(**facts["spec"]) == cell.spec
     except (OSError, ValueError, TypeError, KeyError):
         return False
 

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from coordrl.errors import RequestError
+
 _SPINS = "100000"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _KEEP = 1 << 30  # bytes
@@ -51,6 +53,16 @@ def obey_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(launcher):  # it ended before we could ask
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check_device_name(device: str) -> None:
+    """Check that torch may know a device of this name, without importing it.
+
+    Raises:
+        RequestError: it knows none.
+    """
+    if device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
+        raise RequestError(f'there is no device "{device}"; there are auto, cpu and cuda')
 
 
 def allowed_cores() -> list[int]:

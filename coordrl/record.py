@@ -75,7 +75,7 @@ def read_run(cell: Cell, folder: RunFolder) -> Run:
         return _read(cell, folder, spec)
     except RequestError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         what = f"{type(error).__name__}: {error}"
         raise RequestError(f"the logs in {folder.path} cannot be read: {what}. Mend or remove that folder") from error
 
@@ -108,7 +108,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is no such file or it is damaged."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -200,7 +200,8 @@ def _finish(run: Run, result: Mapping[str, Any], log: _Log, folder: RunFolder) -
         return replace(run, note=f"its log ends at step {log.step:,}, its result is of step {steps:,}")
     logged = log.final_return()
     if not math.isclose(logged, final, rel_tol=1e-6, abs_tol=1e-6):
-        return replace(run, note=f"its result says {final:,.2f}, the last games of its log {logged:,.2f}")
+        contradiction = f"its result says {final:,.2f}, the last games of its log {logged:,.2f}"
+        return replace(run, final_return=None, final_games=0, note=f"{contradiction}: it counts as no result")
     return run
 
 

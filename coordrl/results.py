@@ -136,7 +136,7 @@ class RunFolder:
             raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
         except NotADirectoryError as error:
             raise RequestError(f"{self.path} is a file; a run is a folder, whose path ends in seed-N") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise RequestError(
                 f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
             ) from error

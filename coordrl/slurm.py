@@ -21,7 +21,7 @@ _SCRIPT = """\
 #SBATCH --mem=4G
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={logs}/slurm-%a.log
+#SBATCH --output="{logs}/slurm-%a.log"
 #SBATCH --signal=B:TERM@120
 # Two minutes before its time is up, or when it is preempted, a task gets SIGTERM: it writes a checkpoint, and is queued again.
 set -u
@@ -77,7 +77,7 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         name=shlex.quote(str(file)),
         last=len(runs) - 1,
         limit=f"%{workers}" if workers else "",
-        logs=logs,
+        logs=str(logs).replace("%", "%%"),
         runs="\n".join(f"  {shlex.quote(words)}" for words in runs),
         python=shlex.quote(sys.executable),
         out=shlex.quote(str(place)),

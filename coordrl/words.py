@@ -94,6 +94,9 @@ def headline(pair: PairFinding, *, partial: bool) -> str:
         return f"So far {who} is {said} {control}. The comparison is not finished: this is a look, not a verdict."
     if pair.verdict == "open":
         return f"No difference between {who} and {control} is shown."
+    if not pair.settled:
+        said = {"better": "above", "worse": "below"}[pair.verdict]
+        return f"{who} lies {said} {control} in these runs, which nobody planned: a description, not a verdict."
     return f"{who} ends {pair.verdict} than {control}."
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from coordrl.cluster import pack, unpack
+from coordrl.cluster import pack, recover, unpack
 from coordrl.launch import attempts_file, newest_checkpoint, survey
 from coordrl.plan import read_plan
 from coordrl.results import RunFolder
@@ -139,6 +141,56 @@ def test_a_packed_run_comes_out_as_it_was_without_partial_files(tmp_path: Path) 
     unpack(pack(run), target)
     assert (target / "run.json").read_text() == "2"
     assert [path.name for path in target.parent.iterdir()] == ["run"]
+
+
+def test_a_crash_between_the_two_moves_of_unpacking_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("old")
+    archive = pack(run)
+    rename, moves = Path.rename, []
+
+    def crash(path: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(archive, run)
+    assert not run.exists()
+    recover(run)
+    assert (run / "run.json").read_text() == "old"
+    recover(run)  # nothing to do
+    unpack(archive, run)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_packing_passes_over_a_checkpoint_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "run.json").write_text("1")
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            place = run / "checkpoints" / "000000000100"
+            place.mkdir()
+            (place / "state.json").write_text("{}")
+            shutil.rmtree(place)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert b"run.json" in pack(run)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path) -> None:

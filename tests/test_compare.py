@@ -11,11 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from coordrl.backends import LocalBackend
+from coordrl.backends import LocalBackend, Work
 from coordrl.compare import main
 from coordrl.launch import Launcher, attempts_file, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
@@ -392,6 +393,33 @@ def test_the_words_of_a_cell_make_exactly_its_spec(tmp_path: Path) -> None:
         arguments = parse_arguments(TrainArguments, "train", train_words(plan, cell, tmp_path))
         assert _specify(arguments)[0] == cell.spec
         assert arguments.plan == plan.hash
+
+
+class Scripted:
+    """A backend whose jobs end at once; only the first is a crash, the others are refused."""
+
+    slots, summary = 1, "scripted"
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def start(self, work: Work, slot: int) -> Any:
+        self.started.append(work.folder)
+        code = 1 if len(self.started) == 1 else 2
+        return SimpleNamespace(where="nowhere", poll=lambda: code, stop=lambda: None, kill=lambda: None)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_crashed_run_keeps_its_place_beside_the_other_arms_of_its_seed(tmp_path: Path) -> None:
+    plan = make_plan("Pong", ["a2c"], ["nature", "coord"], 30, 1000, eval_every=0)
+    backend = Scripted()
+    Launcher(plan, tmp_path, backend, retries=3).run()
+    first = plan.runs[0].folder
+    assert backend.started.count(first) == 2
+    # It waits a second, in which a few others pass: not all of them.
+    assert backend.started.index(first, 1) < 20 < len(backend.started) == 61
 
 
 @pytest.mark.slow

@@ -138,11 +138,12 @@ def test_a_run_without_a_single_game_is_finished_without_a_result(tmp_path: Path
     assert (run.state, run.final_return, run.note) == ("finished", None, "no game was finished")
 
 
-def test_a_result_that_its_log_contradicts_is_said(tmp_path: Path) -> None:
+def test_a_result_that_its_log_contradicts_is_said_and_does_not_count(tmp_path: Path) -> None:
     log = [row(1000, 5.0, [4.0, 6.0])]
     assert read_run(*one_run(tmp_path / "a", log, {"final_return": 5.0})).note == ""
     run = read_run(*one_run(tmp_path / "b", log, {"final_return": 50.0}))
-    assert run.note == "its result says 50.00, the last games of its log 5.00"
+    assert run.note == "its result says 50.00, the last games of its log 5.00: it counts as no result"
+    assert run.final_return is None
     run = read_run(*one_run(tmp_path / "c", [row(400, 5.0, [5.0])], {"final_return": 5.0}))
     assert run.note == "its log ends at step 400, its result is of step 1,000"
 

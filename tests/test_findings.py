@@ -145,6 +145,23 @@ def test_p_values_are_corrected_over_all_games_and_all_pairs() -> None:
     assert min(corrected) == pytest.approx(min(1.0, 36 * min(raw)))
 
 
+def test_tests_that_cannot_be_made_yet_count_in_the_correction() -> None:
+    plan = plan_of(6)
+    without = [cell.folder for cell in plan.runs if cell.spec.game != "Pong"]
+    pair = only(find(evidence_of(plan, [0.05] * 9, without=without)))
+    (pong,) = (game for game in pair.by_game if game.p_value is not None)
+    assert pong.game == "Pong"
+    assert pong.corrected == pytest.approx(min(1.0, 9 * pong.p_value))  # type: ignore[operator]
+
+
+def test_runs_without_a_plan_get_no_verdict() -> None:
+    planned = evidence_of(plan_of(6), [0.5] * 9)
+    pair = only(find(replace(planned, planned=False)))
+    assert only(find(planned)).shown == "better"
+    assert pair.shown == "open"
+    assert "which nobody planned: a description, not a verdict" in words.headline(pair, partial=False)
+
+
 def test_a_missing_cell_costs_its_seed_in_the_aggregates_and_nothing_else() -> None:
     plan = plan_of(6)
     gone = next(cell.folder for cell in plan.runs if (cell.arm, cell.spec.game, cell.spec.seed) == (COORD, "Pong", 4))

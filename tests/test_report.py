@@ -22,8 +22,10 @@ from synthetic_runs import write_matrix
 
 from coordrl.errors import RequestError
 from coordrl.evidence import read_evidence
+from coordrl.figures import inline_svg
 from coordrl.findings import find
 from coordrl.page import Page
+from coordrl.panels import Panel
 from coordrl.plan import Plan, make_plan
 from coordrl.report import main
 from coordrl.results import write_json
@@ -239,6 +241,32 @@ def test_a_note_stands_at_the_top_and_is_text_whatever_it_holds(runs: Path, tmp_
     page = (tmp_path / "report.html").read_text()
     assert "<b>short</b>" not in page
     assert "&lt;b&gt;short&lt;/b&gt; runs" in page.split("<h2")[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("progress.jsonl", '{"step": 1' + "0" * 400 + "}"),
+        ("progress.jsonl", "[" * 100_000),
+        ("result.json", "[" * 100_000),
+        ("run.json", "[" * 100_000),
+    ],
+)
+def test_a_poisoned_file_is_one_line_or_a_run_without_a_result(
+    runs: Path, tmp_path: Path, file: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    victim = next((tmp_path / "runs").rglob(file))
+    victim.write_text(change + "\n")
+    code = main([str(tmp_path / "runs"), "--only", "profile-a2c"])
+    said = capsys.readouterr().err
+    assert (code, said.count("\n")) in ((0, 0), (2, 1)), said
+
+
+def test_a_name_that_is_markup_stays_text_in_the_ids_of_figures() -> None:
+    panel = Panel("a", "a line", lambda axes: axes.plot([0, 1]))
+    svg = inline_svg(panel, 'x"><img\tsrc=q\tonerror=alert(1)>')
+    assert "<img" not in svg
 
 
 def test_one_figure_alone_has_the_same_numbers(report: Path, runs: Path, tmp_path: Path) -> None:
