@@ -224,11 +224,32 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
         notes.append(
             f"{_runs(short)} with a final return over fewer than {WINDOW} games, because no more were finished."
         )
-    for package in sorted({name for run in runs for name in run.facts.get("versions", {})}):
-        versions = Counter(run.facts["versions"].get(package, "none") for run in runs if "versions" in run.facts)
+    known = [run.facts["versions"] for run in runs if isinstance(run.facts.get("versions"), dict)]
+    for package in sorted({name for versions_of in known for name in versions_of}):
+        versions = Counter(str(versions_of.get(package, "none")) for versions_of in known)
         if len(versions) > 1:
             listed = ", ".join(f"{version} in {_runs(count)}" for version, count in versions.most_common())
             notes.append(f"The runs were made with different versions of {package}: {listed}.")
+    return [*notes, *_confounded(runs)]
+
+
+def _confounded(runs: Sequence[Run]) -> list[str]:
+    """Say where the arms were not made alike: with other versions, or on other processors."""
+    known = [run for run in runs if isinstance(run.facts.get("versions"), dict)]
+    known = [run for run in known if isinstance(run.facts.get("hardware"), dict)]
+    notes = []
+    for what in sorted({*(name for run in known for name in run.facts["versions"]), "processor"}):
+        arms: dict[str, Counter[str]] = {}
+        for run in known:
+            facts = run.facts["hardware"] if what == "processor" else run.facts["versions"]
+            arms.setdefault(run.cell.arm.name, Counter())[str(facts.get(what, "none"))] += 1
+        shares = {name: {value: n / counts.total() for value, n in counts.items()} for name, counts in arms.items()}
+        values = {value for share in shares.values() for value in share}
+        if any(
+            abs(a.get(v, 0.0) - b.get(v, 0.0)) > 0.5 for v in values for a in shares.values() for b in shares.values()
+        ):
+            listed = "; ".join(f"{name}: {', '.join(sorted(share))}" for name, share in shares.items())
+            notes.append(f"The arms differ in {what}, which may be why they differ at all: {listed}.")
     return notes
 
 

@@ -93,7 +93,7 @@ def _read(cell: Cell, folder: RunFolder, spec: Spec) -> Run:
         curve=_forward(log.returns, log.step, spec.steps),
         ratio=_forward(log.ratios, log.step, spec.steps) if log.ratios else None,
         maps=tuple(folder.position_maps()),
-        ablation=_read_ablation(folder.ablation_file),
+        ablation=_read_ablation(folder.ablation_file, spec.steps),
         facts=read_json(folder.spec_file),
     )
     diverged = read_json(folder.path / "diverged.json")
@@ -227,10 +227,14 @@ def _diverge(run: Run, diverged: Mapping[str, Any], log: _Log, folder: RunFolder
     )
 
 
-def _read_ablation(file: Path) -> dict[str, Ablation]:
-    """Read ablation.json, if it is there."""
-    found = {}
-    for name, scores in read_json(file).items():
+def _read_ablation(file: Path, steps: int) -> dict[str, Ablation]:
+    """Read ablation.json, if it is there and of the trained agent: not of one that trained on afterwards."""
+    found: dict[str, Ablation] = {}
+    data = read_json(file)
+    step = data.get("step")
+    if not isinstance(step, int) or step < steps:
+        return found
+    for name, scores in data.items():
         if isinstance(scores, dict) and "mean" in scores:
             half = scores.get("half_width_95")
             found[name] = Ablation(

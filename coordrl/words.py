@@ -138,6 +138,13 @@ def overall(pair: PairFinding, unit: str) -> list[str]:
     against = _against(pair)
     if against:
         sentences.append(f"Not every summary points the same way: {listed(against)}.")
+    rivals = pair.n_tests // max(len(pair.by_game), 1)
+    if rivals > 1:
+        by_chance = 100 * (1 - 0.95**rivals)
+        sentences.append(
+            f"This is one of {rivals} such comparisons, whose intervals are not corrected for each other: without any"
+            f" difference, up to {by_chance:.0f} % of plans like this would show at least one."
+        )
     return sentences
 
 

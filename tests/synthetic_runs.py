@@ -160,7 +160,7 @@ def write_run(
     if ablations and spec.extractor == "coord" and state == "finished":
         true = float(np.mean(final))
         kinds = {"true": 1.0, "zero": 0.45, "shuffle": 0.3}
-        scores = {}
+        scores: dict[str, object] = {"step": spec.steps}
         for kind, share in kinds.items():
             played = (low + (true - low) * share) * rng.gamma(4, 0.25, 30)
             half = 2.045 * float(played.std(ddof=1)) / 30**0.5

@@ -157,10 +157,9 @@ def test_outputs_and_every_gradient_are_those_of_autograd_in_float64(extractor: 
         torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-9, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
-@pytest.mark.parametrize("extractor", NATURES)
+@pytest.mark.parametrize(("extractor", "game"), [*((name, "Breakout") for name in NATURES), ("coord", "MsPacman")])
 def test_each_update_of_real_play_is_sb3s_to_rounding(extractor: str, game: str) -> None:
-    compare_updates(extractor, game, n_envs=4, updates=6)
+    compare_updates(extractor, game, n_envs=4, updates=3)
 
 
 @pytest.mark.slow

@@ -171,6 +171,13 @@ def test_a_log_written_in_another_way_reads_the_same(tmp_path: Path) -> None:
         assert (other.area, other.note, other.steps_per_second) == (usual.area, usual.note, usual.steps_per_second)
 
 
+def test_an_ablation_of_an_agent_that_trained_on_is_not_taken(tmp_path: Path) -> None:
+    cell, folder = one_run(tmp_path, [row(1000, 5.0, [5.0])], {"final_return": 5.0})
+    for step, taken in ((500, False), (1000, True), (1040, True), ("all", False)):
+        write_json(folder.path / "ablation.json", {"step": step, "true": {"mean": 1.0, "returns": [1.0]}})
+        assert bool(read_run(cell, folder).ablation) == taken
+
+
 @pytest.mark.parametrize(
     ("where", "complaint"),
     [
@@ -192,7 +199,7 @@ def test_what_is_no_number_is_refused_with_its_place(where: str, complaint: str,
     result = {"final_return": math.nan if where == "result" else 5.0, "evaluation": evaluation}
     cell, folder = one_run(tmp_path, [last], result)
     if where == "ablation":
-        write_json(folder.path / "ablation.json", {"true": {"mean": 1.0}, "zero": {"mean": math.nan}})
+        write_json(folder.path / "ablation.json", {"step": 1000, "true": {"mean": 1.0}, "zero": {"mean": math.nan}})
     with pytest.raises(RequestError) as caught:
         read_run(cell, folder)
     assert complaint in str(caught.value)
