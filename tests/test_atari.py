@@ -28,7 +28,9 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNorma
 
 from coordrl.atari import AtariVecEnv, available_cores, make_emulators
 from coordrl.errors import RequestError
-from coordrl.suites import FRAMES_PER_STEP, MAX_GAME_FRAMES, PROTOCOLS, find_protocol, games
+from coordrl.suites import ATARI, FRAMES_PER_STEP, MAX_GAME_FRAMES, PROTOCOLS, find_protocol, games
+
+ATARI_PROTOCOLS = [name for name, protocol in PROTOCOLS.items() if protocol.world is ATARI]
 
 BOX = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 NOOP = 0
@@ -244,7 +246,7 @@ def test_sticky_actions_repeat_with_probability_one_quarter_and_no_other(make):
         assert np.array_equal(shown, expected) == same, sticky_actions
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", ATARI_PROTOCOLS)
 def test_one_step_is_four_frames_and_not_sixteen(make, watch, protocol):
     env = make("SpaceInvaders", 2, protocol=protocol, reset=False)
     seen = watch(env)
@@ -258,7 +260,7 @@ def test_one_step_is_four_frames_and_not_sixteen(make, watch, protocol):
 
 def test_zoo_v4_starts_games_after_up_to_29_frames_and_machado_v5_after_none(make, watch):
     starts = {}
-    for protocol in PROTOCOLS:
+    for protocol in ATARI_PROTOCOLS:
         env = make("MsPacman", 2, protocol=protocol, reset=False)
         seen = watch(env)
         for _ in range(15):
@@ -460,7 +462,7 @@ def test_the_terminal_observation_is_there_exactly_when_an_episode_ends(make):
         assert info["TimeLimit.truncated"] is False
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", ATARI_PROTOCOLS)
 def test_the_raw_score_of_a_whole_game_is_reported_though_rewards_are_clipped(make, protocol):
     training, raw = (make("Qbert", seed=4, protocol=protocol, training=training) for training in (True, False))
     actions = random_actions(training, 500)
@@ -1232,7 +1234,7 @@ def _steps(make, game, protocol):
     assert all(row[0]["lives"] >= 0 for row in infos)
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", ATARI_PROTOCOLS)
 @pytest.mark.parametrize("game", ["Backgammon", "VideoCheckers", "TicTacToe3D", "Skiing"])
 def test_games_with_unusual_actions_construct_and_step(make, game, protocol):
     _steps(make, game, protocol)  # FIRE is action 0, action 0 again, a name with a digit, no FIRE
