@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_network_is_refused(pong: AtariVecEnv) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(RequestError, match='device "warp" cannot be used here'):
+    with pytest.raises(RequestError, match='there is no device "warp"'):
         check_device("warp")
 
 
@@ -215,5 +215,5 @@ def test_loading_what_is_no_run_or_has_no_checkpoint_is_refused(tmp_path: Path) 
         coordrl.load(tmp_path)
     folder = RunFolder(tmp_path / "run")
     folder.open(make_spec(), {}, "")
-    with pytest.raises(RequestError, match="has no checkpoint yet"):
+    with pytest.raises(RequestError, match="has no checkpoint: a training writes one"):
         coordrl.load(folder.path)
