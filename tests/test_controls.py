@@ -517,7 +517,7 @@ def test_evaluate_scores_it_and_play_refuses_in_one_line(runs: Path, capfd: pyte
 def test_coordinates_are_learnt_where_place_matters_and_without_them_nothing_is(tmp_path: Path) -> None:
     returns = {}
     for extractor in CONTROLS.extractors:
-        words = ["--game", "PlaceMatters", "--extractor", extractor, "--seed", "0", "--eval-every", "0", "--steps", "60k"]
+        words = f"--game PlaceMatters --extractor {extractor} --steps 60k --eval-every 0".split()
         assert main([*words, "--out", str(tmp_path)]) == 0
         folder = tmp_path / "controls-v1" / f"a2c-controls-{extractor}" / "PlaceMatters" / "seed-0"
         returns[extractor] = json.loads((folder / "result.json").read_text())["final_return"]
