@@ -19,7 +19,7 @@ class A2C(stable_baselines3.A2C):
 
     With a network of the NatureCNN family (SB3's own, and coordrl's nature, coord, coord-r, coord-all,
     shuffled and constant) on a CPU, acting keeps its activations and each update is one batched backward
-    pass without autograd: the same loss and gradients up to rounding (1e-5, relative). Everything else is
+    pass without autograd: the same loss and gradients up to float32's rounding. Everything else is
     SB3's own code: bit for bit SB3's A2C.
 
     Args:

@@ -18,28 +18,25 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
-import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.errors import RequestError
 from coordrl.process import allowed_cores
 from coordrl.suites import ATARI, MAX_GAME_FRAMES, choose_protocol, find_game, find_protocol, games
-from coordrl.vectors import check_actions, spread_seed
+from coordrl.vectors import Indices, WholeVecEnv, check_actions, spread_seed
 
 _FIRE_SEQUENCE = (1, 2)  # SB3's FireResetEnv: FIRE, then the action after it
-_Indices = None | int | Iterable[int]
 
 
 @final
-class AtariVecEnv(VecEnv):
+class AtariVecEnv(WholeVecEnv):
     """`n_envs` copies of one game, stepped together.
 
     Observations (n_envs, 4, 84, 84) uint8, four grey frames, the newest last; rewards (n_envs,) float32.
@@ -60,6 +57,9 @@ class AtariVecEnv(VecEnv):
     Raises:
         RequestError: the game, the protocol or a number is wrong.
     """
+
+    made_of = "C++ objects"
+    seen_by = "make a video of a trained agent with: coordrl play RUN"
 
     def __init__(
         self,
@@ -201,67 +201,11 @@ class AtariVecEnv(VecEnv):
             self._waiting = False
         self._free()
 
-    def get_attr(self, attr_name: str, indices: _Indices = None) -> list[Any]:
-        """Return an attribute that every environment of a game has, once for each.
-
-        Raises:
-            AttributeError: single environments do not exist as Python objects, so others cannot be read.
-        """
-        chosen = list(self._get_indices(indices))
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """As in every vector; and the lives of each game."""
         if attr_name == "lives":
-            return [int(self._lives[index]) for index in chosen]
-        known = {"render_mode": None, "spec": None, "game": self.game, "training": self.training}
-        if attr_name in ("observation_space", "action_space", "protocol", "action_meanings"):
-            known[attr_name] = getattr(self, attr_name)
-        if attr_name not in known:
-            raise AttributeError(
-                f"AtariVecEnv has no attribute {attr_name!r} of single environments; they are C++ objects. It has lives,"
-                " game, protocol, training, action_meanings, observation_space, action_space, render_mode and spec"
-            )
-        return [known[attr_name] for _ in chosen]
-
-    def set_attr(self, attr_name: str, value: Any, indices: _Indices = None) -> None:
-        """Refuse: single environments are C++ objects.
-
-        Raises:
-            AttributeError: always.
-        """
-        raise AttributeError(
-            f"{attr_name!r} cannot be set: the environments of AtariVecEnv are C++ objects. Construct another AtariVecEnv"
-        )
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: _Indices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call `get_action_meanings`, the one method that single environments have here.
-
-        Raises:
-            AttributeError: any other method.
-        """
-        if method_name == "get_action_meanings":
-            return [list(self.action_meanings) for _ in self._get_indices(indices)]
-        raise AttributeError(
-            f"{method_name!r} cannot be called: the environments of AtariVecEnv are C++ objects, which have"
-            " get_action_meanings alone"
-        )
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: _Indices = None
-    ) -> list[bool]:
-        """Say whether environments behave as if wrapped in `wrapper_class`: only Monitor, which reports whole games."""
-        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
-
-    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """Refuse: the vector emulator renders nothing.
-
-        Raises:
-            RequestError: always.
-        """
-        raise RequestError("AtariVecEnv renders nothing; make a video of a trained agent with: coordrl play RUN")
-
-    def _get_indices(self, indices: _Indices) -> Iterable[int]:
-        """Return the chosen environments' numbers; IndexError if there is no such environment."""
-        return [range(self.num_envs)[index] for index in super()._get_indices(indices)]
+            return [int(self._lives[index]) for index in self._get_indices(indices)]
+        return super().get_attr(attr_name, indices)
 
     @property
     def _ale(self) -> AtariVectorEnv:

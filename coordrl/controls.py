@@ -20,20 +20,18 @@ reported at its end): no answer changes what comes next, so that no agent need l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, final
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.errors import RequestError
 from coordrl.suites import CONTROLS, choose_protocol, find_game
-from coordrl.vectors import check_actions, spread_seed
+from coordrl.vectors import WholeVecEnv, check_actions, spread_seed
 
 PICTURES_PER_GAME = 20
 # None is another one, rolled, and none is brighter than another.
@@ -47,7 +45,6 @@ QUADRANTS = ("UPPER LEFT", "UPPER RIGHT", "LOWER LEFT", "LOWER RIGHT")
 _ANSWERS: dict[str, tuple[str, ...]] = {"PlaceMatters": QUADRANTS, "PlaceIsNoise": tuple(SHAPES)}
 _PLACES = CONTROLS.image[1] - 2  # along each side: those of a shape of 3x3 pixels
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: the step of SplitMix64
-_Indices = None | int | Iterable[int]
 
 
 @cache
@@ -79,7 +76,7 @@ def answers(game: str) -> NDArray[np.int64]:
 
 
 @final
-class ControlVecEnv(VecEnv):
+class ControlVecEnv(WholeVecEnv):
     """`n_envs` copies of a control, stepped together, without a Python object for any of them.
 
     Observations (n_envs, 1, 8, 8) uint8; rewards (n_envs,) float32, 1 for a right answer and 0 for a wrong
@@ -99,6 +96,9 @@ class ControlVecEnv(VecEnv):
     Raises:
         RequestError: the game, the protocol or a number is wrong.
     """
+
+    made_of = "rows of arrays"
+    seen_by = "its observations are all there is to see"
 
     def __init__(
         self,
@@ -198,65 +198,6 @@ class ControlVecEnv(VecEnv):
     def close(self) -> None:
         """End; a second call does nothing."""
         self._closed = True
-
-    def get_attr(self, attr_name: str, indices: _Indices = None) -> list[Any]:
-        """Return an attribute that every environment has, once for each.
-
-        Raises:
-            AttributeError: single environments do not exist as Python objects, so others cannot be read.
-        """
-        known = {"render_mode": None, "spec": None}
-        if attr_name in ("game", "training", "protocol", "action_meanings", "observation_space", "action_space"):
-            known[attr_name] = getattr(self, attr_name)
-        if attr_name not in known:
-            raise AttributeError(
-                f"ControlVecEnv has no attribute {attr_name!r} of single environments; they are rows of arrays. It has"
-                " game, protocol, training, action_meanings, observation_space, action_space, render_mode and spec"
-            )
-        return [known[attr_name] for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: _Indices = None) -> None:
-        """Refuse: single environments are rows of arrays.
-
-        Raises:
-            AttributeError: always.
-        """
-        raise AttributeError(
-            f"{attr_name!r} cannot be set: the environments of ControlVecEnv are rows of arrays. Construct another one"
-        )
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: _Indices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call `get_action_meanings`, the one method that single environments have here.
-
-        Raises:
-            AttributeError: any other method.
-        """
-        if method_name == "get_action_meanings":
-            return [list(self.action_meanings) for _ in self._get_indices(indices)]
-        raise AttributeError(
-            f"{method_name!r} cannot be called: the environments of ControlVecEnv are rows of arrays, which have"
-            " get_action_meanings alone"
-        )
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: _Indices = None
-    ) -> list[bool]:
-        """Say whether environments behave as if wrapped in `wrapper_class`: only Monitor, which reports whole games."""
-        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
-
-    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """Refuse: an observation is all there is to see.
-
-        Raises:
-            RequestError: always.
-        """
-        raise RequestError("ControlVecEnv renders nothing; its observations are all there is to see")
-
-    def _get_indices(self, indices: _Indices) -> Iterable[int]:
-        """Return the chosen environments' numbers; IndexError if there is no such environment."""
-        return [range(self.num_envs)[index] for index in super()._get_indices(indices)]
 
     def _check_open(self) -> None:
         """Refuse to work after `close`."""

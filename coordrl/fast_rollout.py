@@ -6,8 +6,6 @@ the batch from NumPy's generator for each update, of which its A2C makes no use;
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +20,7 @@ from coordrl.fast_network import FastNetwork
 from coordrl.losses import A2CLoss, a2c_loss
 
 
-def sample(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Draw an action for each row of logits, as SB3's categorical distribution draws it.
 
     Returns:
@@ -34,7 +32,7 @@ def sample(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Te
     """
     log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)
     try:
-        actions = torch.multinomial(log_probs.softmax(dim=-1), 1, replacement=True, generator=generator)
+        actions = torch.multinomial(log_probs.softmax(dim=-1), 1, replacement=True)
     except RuntimeError as error:  # torch's words for NaN; its distributions say ValueError
         raise ValueError(f"the policy's logits have invalid values: {error}") from error
     return actions[:, 0], log_probs.gather(1, actions)[:, 0]
@@ -53,11 +51,12 @@ def collect(
     callback.on_rollout_start()
     network.refresh()
     changed = False
-    observations = _bytes(model._last_obs)
+    observations = np.asarray(model._last_obs)
     for step in range(n_steps):
         with torch.no_grad():
-            logits, values = network.forward(observations, step)
+            logits, kept_values = network.forward(observations, step)
             drawn, log_probs = sample(logits)
+        values = kept_values.clone()  # the network's own memory is written again in the next rollout
         actions: NDArray[np.int64] = drawn.numpy()
         new_obs, rewards, dones, infos = env.step(actions)
         model.num_timesteps += env.num_envs
@@ -93,7 +92,7 @@ def collect(
         starts = model._last_episode_starts
         assert starts is not None
         buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
-        observations = model._last_obs = _bytes(new_obs)
+        observations = model._last_obs = np.asarray(new_obs)
         model._last_episode_starts = dones
     _, last_values = network.forward(observations, n_steps)
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
@@ -133,7 +132,6 @@ def gradients(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
-    count: int | None = None,
 ) -> A2CLoss:
     """Compute the loss of a rollout, and give every parameter its gradient."""
     advantages = torch.from_numpy(buffer.advantages.reshape(-1))  # by step, as everything the network keeps
@@ -148,12 +146,6 @@ def gradients(
         torch.from_numpy(buffer.returns.reshape(-1)),
         ent_coef=ent_coef,
         vf_coef=vf_coef,
-        count=count,
     )
     network.backward(loss.logits, loss.values)
     return loss
-
-
-def _bytes(observations: Any) -> NDArray[np.uint8]:
-    """Return observations as an array of their own memory order; no copy where they are one."""
-    return np.asarray(observations)

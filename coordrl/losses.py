@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class A2CLoss(NamedTuple):
-    """The three parts of the loss, each a sum over the samples given, and the gradients of the whole loss."""
+    """The three parts of the loss, each a mean over the batch, and the gradients of the whole loss."""
 
-    policy: Tensor  # (), -advantage * log pi(action), over `count`
-    value: Tensor  # (), squared error, over `count`
-    entropy: Tensor  # (), -entropy, over `count`
+    policy: Tensor  # (), of -advantage * log pi(action)
+    value: Tensor  # (), of the squared error
+    entropy: Tensor  # (), of -entropy
     logits: Tensor  # (batch, actions), d loss / d logits
     values: Tensor  # (batch,), d loss / d values
 
@@ -30,7 +30,6 @@ def a2c_loss(
     *,
     ent_coef: float,
     vf_coef: float,
-    count: int | None = None,
 ) -> A2CLoss:
     """Compute the loss of a batch, and its gradients in closed form.
 
@@ -42,10 +41,8 @@ def a2c_loss(
         returns: (batch,), what the values should be; constants.
         ent_coef: weight of the entropy.
         vf_coef: weight of the squared error.
-        count: samples that the means go over, by default the batch; more if this is a part of the whole batch,
-            whose losses and gradients are the sums over its parts.
     """
-    share = 1.0 / (count or len(values))
+    share = 1.0 / len(values)
     log_probs = logits.log_softmax(dim=1)
     probs = log_probs.exp()
     chosen = log_probs.gather(1, actions[:, None])[:, 0]

@@ -1,13 +1,20 @@
-"""What every vector of environments checks in the same words: its seed and its actions."""
+"""What the vectors of environments have in common: how they check, and what they answer about single environments."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from coordrl.errors import RequestError
+from coordrl.suites import Protocol
+
+Indices = None | int | Iterable[int]
 
 _MAX_SEED = 2**31 - 1  # Atari's emulator takes a C int and reads negative seeds as "none"
 
@@ -39,3 +46,78 @@ def check_actions(actions: NDArray[Any], n_envs: int, n_actions: int, game: str)
     if chosen.min() < 0 or chosen.max() >= n_actions:
         raise RequestError(f"actions are {chosen.tolist()}; {game} has 0 to {n_actions - 1}")
     return chosen.astype(np.int64)
+
+
+class WholeVecEnv(VecEnv):
+    """A vector whose single environments are no Python objects: what SB3 may ask about them, answered here once.
+
+    A second level below SB3's VecEnv, because this is one contract, and twice the same forty lines without it.
+    """
+
+    made_of: ClassVar[str]  # what its environments are, in words
+    seen_by: ClassVar[str]  # why nothing is rendered, and what to do instead
+    game: str
+    protocol: Protocol
+    training: bool
+    action_meanings: tuple[str, ...]
+
+    _SHARED = ("game", "protocol", "training", "action_meanings", "observation_space", "action_space")
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute that every environment of a game has, once for each.
+
+        Raises:
+            AttributeError: single environments do not exist as Python objects, so others cannot be read.
+        """
+        chosen = list(self._get_indices(indices))
+        if attr_name in ("render_mode", "spec"):
+            return [None for _ in chosen]
+        if attr_name not in self._SHARED:
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {attr_name!r} of single environments; they are {self.made_of}. It"
+                f" has {', '.join(self._SHARED)}, render_mode and spec"
+            )
+        return [getattr(self, attr_name) for _ in chosen]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Refuse.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            f"{attr_name!r} cannot be set: the environments of {type(self).__name__} are {self.made_of}. Construct another"
+        )
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call `get_action_meanings`, the one method that single environments have here.
+
+        Raises:
+            AttributeError: any other method.
+        """
+        if method_name == "get_action_meanings":
+            return [list(self.action_meanings) for _ in self._get_indices(indices)]
+        raise AttributeError(
+            f"{method_name!r} cannot be called: the environments of {type(self).__name__} are {self.made_of}, which have"
+            " get_action_meanings alone"
+        )
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Indices = None
+    ) -> list[bool]:
+        """Say whether environments behave as if wrapped in `wrapper_class`: only Monitor, which reports whole games."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Refuse.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(f"{type(self).__name__} renders nothing; {self.seen_by}")
+
+    def _get_indices(self, indices: Indices) -> Iterable[int]:
+        """Return the chosen environments' numbers; IndexError if there is no such environment."""
+        return [range(self.num_envs)[index] for index in super()._get_indices(indices)]

@@ -90,7 +90,7 @@ def test_coord_with_zeroed_coordinates_acts_as_nature_step_by_step(agent: str) -
         trace: list[Any] = []
         for _ in range(150):
             actions, _ = model.predict(observations, deterministic=False)
-            observations, rewards, dones, _ = env.step(actions)  # type: ignore[assignment]
+            observations, rewards, dones, _ = env.step(actions)
             trace.append((actions.tolist(), rewards.tolist(), dones.tolist(), int(observations.sum())))
         played.append(trace)
         env.close()

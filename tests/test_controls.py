@@ -51,7 +51,7 @@ def make() -> Iterator[Make]:
 def watch(env: ControlVecEnv, steps: int, seed: int = 0) -> np.ndarray:
     """Reset and step with random actions; return all observations, (steps + 1, n_envs, 1, 8, 8)."""
     actions = np.random.default_rng(seed).integers(4, size=(steps, env.num_envs))
-    return np.stack([env.reset(), *(env.step(row)[0] for row in actions)])  # type: ignore[list-item]
+    return np.stack([env.reset(), *(env.step(row)[0] for row in actions)])
 
 
 def right_actions(game: str, observations: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_everything_is_a_function_of_the_seed_and_the_actions(make: Make) -> Non
     for (left, left_rewards, left_dones, left_infos), (right, right_rewards, right_dones, right_infos) in zip(
         *runs, strict=True
     ):
-        np.testing.assert_array_equal(left, right)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(left, right)
         np.testing.assert_array_equal(left_rewards, right_rewards)
         np.testing.assert_array_equal(left_dones, right_dones)
         assert [i.get("episode", {}).get("r") for i in left_infos] == [
@@ -245,7 +245,7 @@ def test_a_right_answer_is_worth_1_and_a_wrong_one_0(make: Make, game: str) -> N
         right = right_actions(game, observations)
         wrong = (right + 1 + step % 3) % 4
         actions = np.where(np.arange(8) < 4, right, wrong)
-        observations, rewards, _, _ = env.step(actions)  # type: ignore[assignment]
+        observations, rewards, _, _ = env.step(actions)
         assert rewards.tolist() == [1.0] * 4 + [0.0] * 4
 
 
@@ -257,7 +257,7 @@ def test_in_training_each_answer_ends_an_episode_and_the_game_is_reported_at_its
         observations, rewards, dones, infos = env.step(np.array([0, 1, 2]))
         total += rewards
         assert dones.all()
-        for info, observation in zip(infos, observations, strict=True):  # type: ignore[call-overload]
+        for info, observation in zip(infos, observations, strict=True):
             np.testing.assert_array_equal(info["terminal_observation"], observation)
         if step % PICTURES_PER_GAME:
             assert not any("episode" in info for info in infos)
@@ -283,7 +283,7 @@ def test_a_terminal_observation_survives_what_the_caller_does_to_the_observation
     env.reset()
     observations, _, _, infos = env.step(np.zeros(3, dtype=np.int64))
     kept = infos[0]["terminal_observation"].copy()
-    observations[:] = 7  # type: ignore[index]
+    observations[:] = 7
     np.testing.assert_array_equal(infos[0]["terminal_observation"], kept)
     assert pictures().max() == 255
 
@@ -311,8 +311,8 @@ class Oracle:
 def test_sb3_scores_whole_games_and_the_best_play_gets_the_reference(make: Make, game: str) -> None:
     env = make(game, training=False)
     assert env.env_is_wrapped(Monitor) == [True] * 3
-    assert env.env_is_wrapped(coordrl.AtariVecEnv) == [False] * 3  # type: ignore[arg-type]
-    returns, lengths = evaluate_policy(Oracle(game), env, 5, return_episode_rewards=True)  # type: ignore[arg-type]
+    assert env.env_is_wrapped(coordrl.AtariVecEnv) == [False] * 3
+    returns, lengths = evaluate_policy(Oracle(game), env, 5, return_episode_rewards=True)
     assert returns == [random_and_human(game)[1]] * 5
     assert lengths == [PICTURES_PER_GAME] * 5
 
@@ -473,7 +473,7 @@ def test_a_run_is_loaded_with_an_environment_for_whole_games(runs: Path) -> None
     assert env is not None
     assert env.get_attr("game") == ["PlaceMatters"]
     assert env.get_attr("training") == [False]
-    actions, _ = model.predict(env.reset())  # type: ignore[arg-type]
+    actions, _ = model.predict(env.reset())
     assert actions.shape == (1,)
 
 

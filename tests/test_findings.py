@@ -151,7 +151,7 @@ def test_tests_that_cannot_be_made_yet_count_in_the_correction() -> None:
     pair = only(find(evidence_of(plan, [0.05] * 9, without=without)))
     (pong,) = (game for game in pair.by_game if game.p_value is not None)
     assert pong.game == "Pong"
-    assert pong.corrected == pytest.approx(min(1.0, 9 * pong.p_value))  # type: ignore[operator]
+    assert pong.corrected == pytest.approx(min(1.0, 9 * pong.p_value))
 
 
 def test_runs_without_a_plan_get_no_verdict() -> None:

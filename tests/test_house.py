@@ -17,8 +17,8 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "vectors", "losses"},
-    {"coordconv"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses"},
+    {"coordconv", "vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
     {"checkpoint", "environments", "plan", "stats", "fast_network"},
     {"fast_rollout"},

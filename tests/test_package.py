@@ -17,7 +17,7 @@ ROOT = Path(coordrl.__file__).parent.parent
 
 
 def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
 @pytest.mark.slow
