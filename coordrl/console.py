@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Annotated, Self, TypeVar, final
@@ -168,6 +169,8 @@ def run_command(work: Callable[[], int]) -> int:
     A full disk and other errors of reading and writing exit with 74; Ctrl-C where nothing handles it
     more gently exits with 130.
     """
+    format_before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"coordrl: {message}\n"  # a line, without a place in the code
     try:
         return work()
     except CoordrlError as error:
@@ -187,6 +190,8 @@ def run_command(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("coordrl: stopped", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = format_before
 
 
 def _count(text: str) -> int:

@@ -73,9 +73,8 @@ def _report(arguments: ReportArguments) -> int:
         _write(out, {chart.name: chart}, {chart.name: chart.table}, {}, {})
         print(f"wrote {out}/figures/{chart.name}.svg, .png and {out}/tables/{chart.name}.csv")
         return 0
-    _forget(out)
     _write(out, page.charts, page.tables, page.pictures, page.texts)
-    write_json(out / _FILES, sorted([*page.texts, *_names(page.charts, page.tables, page.pictures)]))
+    _keep_only(out, {*page.texts, *_names(page.charts, page.tables, page.pictures)})
     for line in page.summary:
         print(line)
     print(f"wrote {out}/report.html, report.md, figures/ and tables/")
@@ -88,15 +87,20 @@ def _names(charts: Iterable[str], tables: Iterable[str], pictures: Iterable[str]
     return [*figures, *(f"figures/{name}.png" for name in pictures), *(f"tables/{name}.csv" for name in tables)]
 
 
-def _forget(out: Path) -> None:
-    """Remove the files that the last report listed: figures of another comparison beside this one would mislead."""
+def _keep_only(out: Path, written: set[str]) -> None:
+    """Remove what the last report listed and this one has not: figures of another comparison would mislead."""
     try:
         names = json.loads((out / _FILES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    except (OSError, ValueError, RecursionError):
+        names = []
+    write_json(out / _FILES, sorted(written))
     for name in names if isinstance(names, list) else []:
         # A list that somebody changed is no licence to remove anything else.
-        if isinstance(name, str) and re.fullmatch(r"report\.(html|md)|(figures|tables)/[\w.-]+\.(svg|png|csv)", name):
+        if (
+            isinstance(name, str)
+            and name not in written
+            and re.fullmatch(r"report\.(html|md)|(figures|tables)/[\w.-]+\.(svg|png|csv)", name)
+        ):
             (out / name).unlink(missing_ok=True)
 
 

@@ -284,6 +284,19 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_said(finished_run: RunFolder
     assert "going on from the checkpoint at step 1,600" in done.stderr
 
 
+def test_evaluating_says_in_a_line_that_the_newest_checkpoint_was_skipped(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "000000002400" / "policy.safetensors").write_bytes(b"")
+    words = [sys.executable, "-m", "coordrl.evaluate", str(tmp_path / "run"), "--episodes", "1", "--device", "cpu"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if "skipped" in line)
+    assert said.startswith("coordrl: checkpoint skipped: 000000002400: policy.safetensors has changed")
+    assert said.endswith("this is the one of step 1,600")
+
+
 def test_dqn_runs_from_end_to_end_and_its_schedule_ends_where_it_should(tmp_path: Path) -> None:
     words = "--game Pong --agent dqn --extractor nature --steps 600 --eval-every 600 --eval-episodes 1"
     words += " --set buffer_size=500 learning_starts=100 exploration_fraction=0.5"
