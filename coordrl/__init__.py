@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from coordrl.coordconv import CoordConv2d as CoordConv2d
     from coordrl.coordconv import CoordConvTranspose2d as CoordConvTranspose2d
     from coordrl.coordconv import convert as convert
+    from coordrl.divided import DividedVecEnv as DividedVecEnv
     from coordrl.extractors import policy_kwargs as policy_kwargs
 
 __version__ = "0.1.0"
@@ -27,12 +28,23 @@ _HOMES = {
     "AtariVecEnv": "coordrl.atari",
     "CoordConv2d": "coordrl.coordconv",
     "CoordConvTranspose2d": "coordrl.coordconv",
+    "DividedVecEnv": "coordrl.divided",
     "convert": "coordrl.coordconv",
     "load": "coordrl.algorithms",
     "policy_kwargs": "coordrl.extractors",
 }
 
-__all__ = ["A2C", "AddCoords", "AtariVecEnv", "CoordConv2d", "CoordConvTranspose2d", "convert", "load", "policy_kwargs"]
+__all__ = [
+    "A2C",
+    "AddCoords",
+    "AtariVecEnv",
+    "CoordConv2d",
+    "CoordConvTranspose2d",
+    "DividedVecEnv",
+    "convert",
+    "load",
+    "policy_kwargs",
+]
 
 
 def __getattr__(name: str) -> Any:

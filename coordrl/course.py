@@ -44,6 +44,7 @@ class Options:
     eval_episodes: int
     command: str
     general: bool = False  # A2C by SB3's own code alone
+    workers: int | None = None  # processes that the environments are divided over; None for the best here
     plan: str | None = None  # the hash of the comparison that the run is part of
 
 
@@ -75,6 +76,8 @@ class Course(BaseCallback):
     Everything happens between two updates (SB3 calls `on_rollout_start` there), where the weights, the
     optimiser and the counters belong together.
     """
+
+    may_be_late = True  # of the steps of a rollout it notes finished games alone
 
     def __init__(
         self,

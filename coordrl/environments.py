@@ -8,9 +8,15 @@ from coordrl.suites import CONTROLS, choose_protocol, find_game
 
 
 def make_env(
-    game: str, n_envs: int, *, protocol: str | None = None, seed: int | None = None, training: bool = True
+    game: str,
+    n_envs: int,
+    *,
+    protocol: str | None = None,
+    seed: int | None = None,
+    training: bool = True,
+    workers: int = 1,
 ) -> VecEnv:
-    """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv or a ControlVecEnv.
+    """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv, DividedVecEnv or ControlVecEnv.
 
     Args:
         game: in any usual spelling.
@@ -18,6 +24,7 @@ def make_env(
         protocol: the rules; by default the first of the game's world.
         seed: environment i gets seed + i; None draws one.
         training: with the protocol's rules for training. False plays whole games with raw rewards.
+        workers: processes to divide Atari games over, this one among them.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong.
@@ -28,6 +35,10 @@ def make_env(
         from coordrl.controls import ControlVecEnv
 
         return ControlVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)
+    if workers > 1:
+        from coordrl.divided import DividedVecEnv
+
+        return DividedVecEnv(game, n_envs, workers=workers, protocol=rules.name, seed=seed, training=training)
     from coordrl.atari import AtariVecEnv  # the emulator, which the controls can do without
 
     return AtariVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)

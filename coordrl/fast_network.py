@@ -12,6 +12,7 @@ cancels. In float64 they agree to 1e-9.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -33,12 +34,39 @@ _SCALE = 1.0 / 255.0  # of an image's bytes, as SB3 scales them; part of the fir
 
 
 @dataclass(frozen=True)
-class Heads:
-    """The parts of a policy that the network is made of."""
+class ConvolutionPart:
+    """The tensors of one convolution."""
 
-    extractor: NatureCNN
-    action: nn.Linear
-    value: nn.Linear
+    weight: Tensor  # (out_channels, in_channels, kernel, kernel)
+    bias: Tensor  # (out_channels,)
+    stride: tuple[int, int]
+    coordinates: Tensor | None = None  # (out_channels, 2 or 3, kernel, kernel): the weights of the coordinates
+    columns: NDArray[Any] | None = None  # (height' * width', 2 or 3 * kernel * kernel): their patches
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tensors of a policy that the network is made of."""
+
+    convolutions: tuple[ConvolutionPart, ...]
+    linear: tuple[Tensor, Tensor]  # weight and bias, as of the two heads
+    action: tuple[Tensor, Tensor]
+    value: tuple[Tensor, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """Return what is learnt, in one order."""
+        found: list[Tensor] = []
+        for part in self.convolutions:
+            found += [part.weight, part.bias, *([] if part.coordinates is None else [part.coordinates])]
+        return [*found, *self.linear, *self.action, *self.value]
+
+    def is_same(self, other: Parts) -> bool:
+        """Whether the other consists of the very same tensors."""
+        mine, others = self.tensors(), other.tensors()
+        if len(mine) != len(others) or any(one is not another for one, another in zip(mine, others, strict=True)):
+            return False
+        pairs = zip(self.convolutions, other.convolutions, strict=True)
+        return all(one.stride == another.stride and one.columns is another.columns for one, another in pairs)
 
 
 def unsuitable(policy: ActorCriticPolicy) -> str | None:
@@ -101,42 +129,61 @@ def _changed(policy: ActorCriticPolicy, extractor: nn.Module) -> str | None:
     return None
 
 
+def read_parts(policy: ActorCriticPolicy) -> Parts | None:
+    """Find the tensors of a policy that is suitable; None if the patches of a grid are too large to be kept."""
+    extractor: Any = policy.features_extractor
+    _, height, width = policy.observation_space.shape or (0, 0, 0)
+    convolutions: list[ConvolutionPart] = []
+    for place in _CONVOLUTIONS:
+        layer = extractor.cnn[place]
+        image: Any = layer.image if isinstance(layer, CoordConv2d) else layer
+        stride = (int(image.stride[0]), int(image.stride[1]))
+        kernel = (int(image.kernel_size[0]), int(image.kernel_size[1]))
+        if isinstance(layer, CoordConv2d):
+            geometry: Geometry = (kernel, stride, (0, 0), (1, 1))
+            kept = grid_patches(layer.grid, height, width, layer.with_radius, image.weight.dtype, geometry)
+            if kept is None:
+                return None
+            part = ConvolutionPart(image.weight, image.bias, stride, layer.coordinates.weight, kept.columns)
+        else:
+            part = ConvolutionPart(image.weight, image.bias, stride)
+        convolutions.append(part)
+        height, width = _output_side(height, kernel[0], stride[0]), _output_side(width, kernel[1], stride[1])
+    linear: Any = extractor.linear[0]
+    heads: list[Any] = [linear, policy.action_net, policy.value_net]
+    first, second, third = ((head.weight, head.bias) for head in heads)
+    return Parts(tuple(convolutions), first, second, third)
+
+
+def _output_side(side: int, kernel: int, stride: int) -> int:
+    """Return the side of a convolution's output."""
+    return (side - kernel) // stride + 1
+
+
 class _Convolution:
     """One convolution with its ReLU: its weights as its kernels want them, and what it keeps."""
 
-    def __init__(self, layer: nn.Module, height: int, width: int, samples: int, scale: float) -> None:
-        image = layer.image if isinstance(layer, CoordConv2d) else layer
-        assert isinstance(image, nn.Conv2d)
-        assert image.bias is not None
-        self.image, self.bias = image, image.bias
-        self.scale = scale
-        self.stride = [int(side) for side in image.stride]
-        kernel = (int(image.kernel_size[0]), int(image.kernel_size[1]))
-        self.height = (height - kernel[0]) // self.stride[0] + 1
-        self.width = (width - kernel[1]) // self.stride[1] + 1
-        self.coordinates: nn.Conv2d | None = None
-        if isinstance(layer, CoordConv2d):
-            geometry: Geometry = (kernel, (self.stride[0], self.stride[1]), (0, 0), (1, 1))
-            kept = grid_patches(layer.grid, height, width, layer.with_radius, image.weight.dtype, geometry)
-            if kept is None:
-                raise _TooLargeError
-            self.coordinates = layer.coordinates
-            self.columns = torch.from_numpy(kept.columns)  # (height' * width', 2 or 3 * kernel)
-        shape = (samples, image.out_channels, self.height, self.width)
-        self.kept = torch.empty(shape, dtype=image.weight.dtype).to(memory_format=torch.channels_last)
+    def __init__(self, part: ConvolutionPart, height: int, width: int, samples: int, scale: float) -> None:
+        self.part, self.scale, self.stride = part, scale, [*part.stride]
+        out_channels, _, *kernel = part.weight.shape
+        self.height = _output_side(height, kernel[0], part.stride[0])
+        self.width = _output_side(width, kernel[1], part.stride[1])
+        self.columns = None if part.columns is None else torch.from_numpy(part.columns)
+        shape = (samples, out_channels, self.height, self.width)
+        self.kept = torch.empty(shape, dtype=part.weight.dtype).to(memory_format=torch.channels_last)
 
     def refresh(self) -> None:
         """Read the weights anew."""
-        self.weight = (self.image.weight * self.scale).contiguous(memory_format=torch.channels_last)
-        if self.coordinates is not None:
-            plane = torch.addmm(self.bias, self.columns, self.coordinates.weight.flatten(1).t())
+        self.weight = (self.part.weight * self.scale).contiguous(memory_format=torch.channels_last)
+        if self.part.coordinates is not None and self.columns is not None:
+            plane = torch.addmm(self.part.bias, self.columns, self.part.coordinates.flatten(1).t())
             self.plane = plane.view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
 
-    def forward(self, images: Tensor, rows: slice) -> Tensor:
-        """Convolve (batch, channels, height, width), and keep the result after its ReLU in some rows."""
-        kept = self.kept[rows]
-        if self.coordinates is None:
-            return torch.clamp_min(functional.conv2d(images, self.weight, self.bias, self.stride), 0.0, out=kept)
+    def forward(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Convolve (batch, channels, height, width), and write the result after its ReLU to `kept`."""
+        if self.part.coordinates is None:
+            found = functional.conv2d(images, self.weight, self.part.bias, self.stride)
+            return torch.clamp_min(found, 0.0, out=kept)
         torch.add(functional.conv2d(images, self.weight, None, self.stride), self.plane, out=kept)
         return kept.clamp_min_(0.0)
 
@@ -150,23 +197,19 @@ class _Convolution:
             images: what `forward` was given, of all rows.
             with_images: whether the first is wanted.
         """
-        has_plane = self.coordinates is not None
+        bias, has_plane = self.part.bias, self.part.coordinates is not None
         mask = [with_images, True, not has_plane]
         ones, none = [1, 1], [0, 0]
         to_images, to_weight, to_bias = torch.ops.aten.convolution_backward(
-            gradient, images, self.weight, [len(self.bias)], self.stride, none, ones, False, none, 1, mask
+            gradient, images, self.weight, [len(bias)], self.stride, none, ones, False, none, 1, mask
         )
-        found = {self.image.weight: to_weight.mul_(self.scale) if self.scale != 1.0 else to_weight}
-        if self.coordinates is not None:
-            to_plane = gradient.permute(0, 2, 3, 1).reshape(len(gradient), -1).sum(dim=0).view(-1, len(self.bias))
-            found[self.coordinates.weight] = (to_plane.t() @ self.columns).view_as(self.coordinates.weight)
+        found = {self.part.weight: to_weight.mul_(self.scale) if self.scale != 1.0 else to_weight}
+        if self.part.coordinates is not None and self.columns is not None:
+            to_plane = gradient.permute(0, 2, 3, 1).reshape(len(gradient), -1).sum(dim=0).view(-1, len(bias))
+            found[self.part.coordinates] = (to_plane.t() @ self.columns).view_as(self.part.coordinates)
             to_bias = to_plane.sum(dim=0)
-        found[self.bias] = to_bias
+        found[bias] = to_bias
         return to_images if with_images else None, found
-
-
-class _TooLargeError(Exception):
-    """The patches of a grid are too large to be kept."""
 
 
 @final
@@ -174,59 +217,60 @@ class FastNetwork:
     """Extractor and heads of a policy, for the forward passes of one rollout and its one backward pass.
 
     Args:
-        heads: the parts; their parameters are read, and get their gradients here.
+        parts: the tensors; they are read here.
         image: shape of an observation, (channels, height, width).
         n_envs: observations in a forward pass.
         n_steps: forward passes whose activations are kept; one more has a place, for the last values.
+        gradients: where those of `parts.tensors()` are written to; by default memory of its own.
     """
 
-    def __init__(self, heads: Heads, image: tuple[int, int, int], n_envs: int, n_steps: int) -> None:
-        self.heads, self.n_envs, self.n_steps = heads, n_envs, n_steps
+    def __init__(
+        self,
+        parts: Parts,
+        image: tuple[int, int, int],
+        n_envs: int,
+        n_steps: int,
+        gradients: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.parts, self.n_envs, self.n_steps = parts, n_envs, n_steps
         channels, height, width = image
         samples = n_envs * (n_steps + 1)
-        dtype = heads.action.weight.dtype
+        dtype = parts.linear[0].dtype
         images = torch.empty((samples, channels, height, width), dtype=dtype)
         self._images = images.to(memory_format=torch.channels_last)
         self._convolutions: list[_Convolution] = []
-        for number, place in enumerate(_CONVOLUTIONS):
-            conv = _Convolution(heads.extractor.cnn[place], height, width, samples, _SCALE if number == 0 else 1.0)
+        for number, part in enumerate(parts.convolutions):
+            conv = _Convolution(part, height, width, samples, _SCALE if number == 0 else 1.0)
             self._convolutions.append(conv)
             height, width = conv.height, conv.width
-        linear = heads.extractor.linear[0]
-        assert isinstance(linear, nn.Linear)
-        self.linear = linear
-        self._flat = torch.empty((samples, linear.in_features), dtype=dtype)
-        self._hidden = torch.empty((samples, linear.out_features), dtype=dtype)
-        self._outputs = torch.empty((samples, heads.action.out_features + 1), dtype=dtype)
-        self._parameters = [*heads.extractor.parameters(), *heads.action.parameters(), *heads.value.parameters()]
-        self.gradients: dict[Tensor, Tensor] = {
-            parameter: torch.zeros_like(parameter.data) for parameter in self._parameters
-        }
+        self._flat = torch.empty((samples, parts.linear[0].shape[1]), dtype=dtype)
+        self._hidden = torch.empty((samples, len(parts.linear[1])), dtype=dtype)
+        self._outputs = torch.empty((samples, len(parts.action[1]) + 1), dtype=dtype)
+        self._tensors = parts.tensors()
+        if gradients is None:
+            gradients = [torch.zeros_like(tensor.data) for tensor in self._tensors]
+        self.gradients: dict[Tensor, Tensor] = dict(zip(self._tensors, gradients, strict=True))
         self._read: list[tuple[int, int]] = []
 
     def belongs_to(self, policy: ActorCriticPolicy) -> bool:
         """Whether this is the network of a policy as it is now; what can change its function is looked at anew."""
-        mine = self.heads
-        if (mine.extractor, mine.action, mine.value) != (
-            policy.features_extractor,
-            policy.action_net,
-            policy.value_net,
-        ):
+        if unsuitable(policy) is not None:
             return False
-        return unsuitable(policy) is None
+        parts = read_parts(policy)
+        return parts is not None and self.parts.is_same(parts)
 
     def is_stale(self) -> bool:
         """Whether the weights have changed since the last `refresh`."""
-        return self._read != [(parameter._version, parameter.data_ptr()) for parameter in self._parameters]
+        return self._read != [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the weights anew, after an update."""
         for conv in self._convolutions:
             conv.refresh()
-        self._head = torch.cat([self.heads.action.weight, self.heads.value.weight])
-        self._head_bias = torch.cat([self.heads.action.bias, self.heads.value.bias])
-        self._read = [(parameter._version, parameter.data_ptr()) for parameter in self._parameters]
+        self._head = torch.cat([self.parts.action[0], self.parts.value[0]])
+        self._head_bias = torch.cat([self.parts.action[1], self.parts.value[1]])
+        self._read = [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]
 
     @torch.no_grad()
     def forward(self, observations: NDArray[np.uint8], step: int) -> tuple[Tensor, Tensor]:
@@ -239,10 +283,11 @@ class FastNetwork:
         rows = slice(step * self.n_envs, (step + 1) * self.n_envs)
         images = self._images[rows].copy_(torch.from_numpy(observations))
         for conv in self._convolutions:
-            images = conv.forward(images, rows)
+            images = conv.forward(images, conv.kept[rows])
         flat, hidden, outputs = self._flat[rows], self._hidden[rows], self._outputs[rows]
         flat.view(images.shape).copy_(images)  # NatureCNN flattens channels first
-        torch.addmm(self.linear.bias, flat, self.linear.weight.t(), out=hidden).clamp_min_(0.0)
+        weight, bias = self.parts.linear
+        torch.addmm(bias, flat, weight.t(), out=hidden).clamp_min_(0.0)
         torch.addmm(self._head_bias, hidden, self._head.t(), out=outputs)
         return outputs[:, :-1], outputs[:, -1]
 
@@ -264,13 +309,14 @@ class FastNetwork:
         d_outputs = torch.cat([d_logits, d_values[:, None]], dim=1)
         found: dict[Tensor, Tensor] = {}
         to_head, to_head_bias = d_outputs.t() @ hidden, d_outputs.sum(dim=0)
-        found[self.heads.action.weight], found[self.heads.value.weight] = to_head[:-1], to_head[-1:]
-        found[self.heads.action.bias], found[self.heads.value.bias] = to_head_bias[:-1], to_head_bias[-1:]
+        for (weight, bias), rows in ((self.parts.action, slice(-1)), (self.parts.value, slice(-1, None))):
+            found[weight], found[bias] = to_head[rows], to_head_bias[rows]
         d_hidden = _through_relu(d_outputs @ self._head, hidden)
-        torch.mm(d_hidden.t(), flat, out=self.gradients[self.linear.weight])
-        found[self.linear.bias] = d_hidden.sum(dim=0)
+        weight, bias = self.parts.linear
+        torch.mm(d_hidden.t(), flat, out=self.gradients[weight])
+        found[bias] = d_hidden.sum(dim=0)
         last = self._convolutions[-1].kept[:samples]
-        gradient = _through_relu(d_hidden @ self.linear.weight, flat)  # (samples, features)
+        gradient = _through_relu(d_hidden @ weight, flat)  # (samples, features)
         gradient = gradient.view(last.shape).contiguous(memory_format=torch.channels_last)
         below = [self._images, *(conv.kept for conv in self._convolutions[:-1])]
         for number in (2, 1, 0):
@@ -287,8 +333,14 @@ class FastNetwork:
     @torch.no_grad()
     def predict_values(self, observations: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the values of any number of observations (batch, channels, height, width), (batch,)."""
-        images = torch.from_numpy(np.ascontiguousarray(observations)).float() / 255.0
-        values: NDArray[np.float32] = self.heads.value(self.heads.extractor(images)).numpy()[:, 0]
+        images = torch.from_numpy(np.ascontiguousarray(observations)).to(self._images.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        for conv in self._convolutions:
+            shape = (len(images), *conv.kept.shape[1:])
+            kept = torch.empty(shape, dtype=images.dtype).to(memory_format=torch.channels_last)
+            images = conv.forward(images, kept)
+        hidden = functional.linear(images.flatten(1), *self.parts.linear).clamp_min_(0.0)
+        values: NDArray[np.float32] = functional.linear(hidden, *self.parts.value).numpy()[:, 0]
         return values
 
 
@@ -297,13 +349,11 @@ def make_network(policy: ActorCriticPolicy, n_envs: int, n_steps: int) -> FastNe
     reason = unsuitable(policy)
     if reason is not None:
         return reason
-    extractor: Any = policy.features_extractor
-    heads = Heads(extractor, policy.action_net, policy.value_net)  # type: ignore[arg-type]  # checked by unsuitable
-    channels, height, width = policy.observation_space.shape or (0, 0, 0)
-    try:
-        return FastNetwork(heads, (channels, height, width), n_envs, n_steps)
-    except _TooLargeError:
+    parts = read_parts(policy)
+    if parts is None:
         return "the images are large"
+    channels, height, width = policy.observation_space.shape or (0, 0, 0)
+    return FastNetwork(parts, (channels, height, width), n_envs, n_steps)
 
 
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ the batch from NumPy's generator for each update, of which its A2C makes no use;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,8 +23,12 @@ from coordrl.fast_network import FastNetwork
 from coordrl.losses import A2CLoss, a2c_loss
 
 
-def sample(logits: Tensor) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Draw an action for each row of logits, as SB3's categorical distribution draws it.
+
+    Args:
+        logits: (batch, actions).
+        generator: to draw from; None for torch's own.
 
     Returns:
         actions: (batch,) int64.
@@ -32,10 +39,25 @@ def sample(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)
     try:
-        actions = torch.multinomial(log_probs.softmax(dim=-1), 1, replacement=True)
+        actions = torch.multinomial(log_probs.softmax(dim=-1), 1, replacement=True, generator=generator)
     except RuntimeError as error:  # torch's words for NaN; its distributions say ValueError
         raise ValueError(f"the policy's logits have invalid values: {error}") from error
     return actions[:, 0], log_probs.gather(1, actions)[:, 0]
+
+
+def bootstrap(
+    network: FastNetwork,
+    gamma: float,
+    rewards: NDArray[np.float32],
+    dones: NDArray[np.bool_],
+    infos: Sequence[dict[str, Any]],
+) -> None:
+    """Add to the rewards (n_envs,) of games that time has cut off what they would have gone on to earn."""
+    for index in np.flatnonzero(dones):
+        info = infos[int(index)]
+        final = info.get("terminal_observation")
+        if final is not None and info.get("TimeLimit.truncated", False):
+            rewards[index] += gamma * network.predict_values(np.asarray(final)[None])[0]
 
 
 def collect(
@@ -85,10 +107,7 @@ def collect(
             changed = True
             network.refresh()
         model._update_info_buffer(infos, dones)
-        for index in np.flatnonzero(dones):
-            final = infos[index].get("terminal_observation")
-            if final is not None and infos[index].get("TimeLimit.truncated", False):
-                rewards[index] += model.gamma * network.predict_values(np.asarray(final)[None])[0]
+        bootstrap(network, model.gamma, rewards, dones, infos)
         starts = model._last_episode_starts
         assert starts is not None
         buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
@@ -102,18 +121,11 @@ def collect(
     return None if changed else True
 
 
-def update(model: A2C, network: FastNetwork, buffer: RolloutBuffer) -> None:
-    """Make the update of the rollout that was just collected, as SB3's `train` does."""
-    policy = model.policy
+def update(model: A2C, loss: A2CLoss) -> None:
+    """Make the update whose loss and gradients were just computed, as SB3's `train` does."""
+    policy, buffer = model.policy, model.rollout_buffer
     policy.set_training_mode(True)
     model._update_learning_rate(policy.optimizer)
-    loss = gradients(
-        network,
-        buffer,
-        ent_coef=model.ent_coef,
-        vf_coef=model.vf_coef,
-        normalize_advantage=model.normalize_advantage,
-    )
     torch.nn.utils.clip_grad_norm_(policy.parameters(), model.max_grad_norm)
     policy.optimizer.step()
     model._n_updates += 1
@@ -132,8 +144,18 @@ def gradients(
     ent_coef: float,
     vf_coef: float,
     normalize_advantage: bool,
+    share: float = 1.0,
 ) -> A2CLoss:
-    """Compute the loss of a rollout, and give every parameter its gradient."""
+    """Compute the loss of a rollout, and give every parameter its gradient.
+
+    Args:
+        network: that has just played the rollout.
+        buffer: of it.
+        ent_coef: weight of the entropy.
+        vf_coef: weight of the squared error.
+        normalize_advantage: to mean 0 and deviation 1 over the batch.
+        share: of a larger batch that this is; the gradients are weighted with it, the loss is not.
+    """
     advantages = torch.from_numpy(buffer.advantages.reshape(-1))  # by step, as everything the network keeps
     if normalize_advantage:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -147,5 +169,5 @@ def gradients(
         ent_coef=ent_coef,
         vf_coef=vf_coef,
     )
-    network.backward(loss.logits, loss.values)
+    network.backward(loss.logits * share, loss.values * share)
     return loss

@@ -33,6 +33,8 @@ _AGENT = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
 _EXTRACTOR = f"(default: {ATARI.extractors[-1]}; on the controls {CONTROLS.extractors[-1]})"
 _STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
+_WORKERS = "(default: one a core, with at least four environments each)"
+
 
 @dataclass(frozen=True)
 class TrainArguments:
@@ -75,6 +77,8 @@ class TrainArguments:
     """whole games in an evaluation"""
     general: bool = False
     """a2c by SB3's own code alone, without the fast path: the same algorithm, slower"""
+    workers: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_WORKERS)] = None
+    """processes that an a2c on Atari is divided over; one seed and one number of processes give one result"""
     plan: Name = ""
     """the hash of the comparison that the run is part of; coordrl compare sets it, and run.json records it"""
     list: bool = False
@@ -111,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             eval_episodes=arguments.eval_episodes,
             command="coordrl train " + shlex.join(words),
             general=arguments.general,
+            workers=arguments.workers,
             plan=arguments.plan or None,
         )
         train(spec, recipe, folder, options)
@@ -137,6 +142,8 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
             raise RequestError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it is a whole number from {lowest}"
             )
+    if arguments.workers is not None and arguments.workers < 1:
+        raise RequestError(f"--workers is {arguments.workers}; it is a whole number from 1")
     if not 0 <= arguments.seed < 2**31:
         raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
     spec = Spec(

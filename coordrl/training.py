@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
 from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
@@ -16,10 +17,12 @@ from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
+from coordrl.divided import default_workers
 from coordrl.environments import make_env
-from coordrl.errors import DivergedError
+from coordrl.errors import DivergedError, RequestError
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
+from coordrl.suites import ATARI, find_protocol
 
 
 def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
@@ -43,7 +46,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         n_envs = int(spec.settings["n_envs"])
         # The emulator's state cannot be saved: a resumed run starts new games, from seeds of its own.
         seed = environment_seed(spec.seed, "train", begins_at)
-        env = make_env(spec.game, n_envs, protocol=spec.protocol)
+        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=_choose_workers(spec, options))
         try:
             model = build_model(spec, env, device=options.device)
             if checkpoint:
@@ -80,6 +83,26 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
                     view.close()
         finally:
             env.close()
+
+
+def _choose_workers(spec: Spec, options: Options) -> int:
+    """Return over how many processes the environments are divided.
+
+    Raises:
+        RequestError: more than one was asked for where one is all there can be.
+    """
+    reasons = {
+        "the general path has one process": options.general,
+        f"{spec.algorithm} has one process": spec.algorithm != "a2c",
+        f"{spec.game} is played in one process": find_protocol(spec.protocol).world is not ATARI,
+        "the network is not on a CPU": get_device(options.device).type != "cpu",
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    if reason and (options.workers or 1) > 1:
+        raise RequestError(f"--workers is {options.workers}, but {reason}; leave it out")
+    if reason:
+        return 1
+    return options.workers or default_workers(int(spec.settings["n_envs"]))
 
 
 def _cut_back(folder: RunFolder, step: int) -> None:

@@ -22,7 +22,7 @@ import coordrl
 from coordrl.a2c import A2C
 from coordrl.atari import AtariVecEnv
 from coordrl.controls import ControlVecEnv
-from coordrl.fast_network import FastNetwork, Heads
+from coordrl.fast_network import FastNetwork, read_parts
 from coordrl.losses import a2c_loss
 
 NATURES = ["nature", "coord", "coord-r", "coord-all", "shuffled", "constant"]
@@ -120,8 +120,9 @@ def exact_pair(extractor: str) -> tuple[FastNetwork, Any]:
     """Return a fast network and the policy whose weights it has, both in float64."""
     model = build(A2C, extractor, AtariVecEnv("Breakout", 2, seed=0))
     policy = model.policy.double()
-    heads = Heads(policy.features_extractor, policy.action_net, policy.value_net)
-    return FastNetwork(heads, (4, 84, 84), n_envs=2, n_steps=3), policy
+    parts = read_parts(policy)
+    assert parts is not None
+    return FastNetwork(parts, (4, 84, 84), n_envs=2, n_steps=3), policy
 
 
 @pytest.mark.parametrize("extractor", NATURES)

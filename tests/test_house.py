@@ -17,12 +17,13 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses", "workers"},
     {"coordconv", "vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
-    {"checkpoint", "environments", "plan", "stats", "fast_network"},
-    {"fast_rollout"},
-    {"a2c"},
+    {"checkpoint", "plan", "stats", "fast_network", "divided"},
+    {"fast_rollout", "environments"},
+    {"fast_parts"},
+    {"a2c", "divided_worker"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
     {"course", "launch", "evidence", "ablation"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},

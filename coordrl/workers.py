@@ -1,0 +1,264 @@
+"""A worker process: how it is started, how one speaks with it, and that it never outlives who started it.
+
+Not multiprocessing: its `fork` is unsafe once threads run, its `spawn` and `forkserver` import the caller's script
+again (which an unguarded script or a notebook does not survive), and all leave semaphores or helper processes
+behind when the parent is killed. A worker here is an ordinary process with one end of a socket pair and memory that
+has no name: when the parent ends, whatever ended it, the worker ends within a second and nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, final
+
+from coordrl.errors import RequestError, ResumableError
+
+Message = Mapping[str, Any]
+Answer = Callable[[Message, Sequence[int]], dict[str, Any]]
+
+_HEADER = struct.Struct("!I")  # the length of the JSON that follows
+_MAX_FDS = 4
+_KNOWN = ("builtins", "coordrl.errors")  # modules whose errors are raised again as what they were
+_GRACE_SECONDS = 10.0
+
+
+@final
+class Memory:
+    """Shared memory without a name: gone with the last process that holds it.
+
+    Args:
+        size: in bytes.
+        fd: a file descriptor of such memory, which is closed here; None makes new memory.
+    """
+
+    def __init__(self, size: int, fd: int | None = None) -> None:
+        self.size = size
+        if fd is not None:
+            self.buffer = mmap.mmap(fd, size)
+            os.close(fd)
+            return
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("coordrl")
+        else:  # macOS: a file that has lost its name
+            with tempfile.TemporaryFile() as file:
+                self._fd = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._fd)
+        os.ftruncate(self._fd, size)
+        self.buffer = mmap.mmap(self._fd, size)
+
+    @property
+    def fd(self) -> int:
+        """Its file descriptor, where it was made."""
+        return self._fd
+
+
+class _Channel:
+    """Messages over a socket: JSON objects, and file descriptors with them."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a message.
+
+        Raises:
+            BrokenPipeError: nobody listens any more.
+        """
+        data = json.dumps(message).encode()
+        socket.send_fds(self._end, [_HEADER.pack(len(data))], fds)
+        self._end.sendall(data)
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """Wait for a message.
+
+        Raises:
+            EOFError: the other end is closed.
+        """
+        try:
+            header, fds, _, _ = socket.recv_fds(self._end, _HEADER.size, _MAX_FDS)
+            header += self._read(_HEADER.size - len(header)) if header else b""
+            if not header:
+                raise EOFError
+            message: dict[str, Any] = json.loads(self._read(_HEADER.unpack(header)[0]))
+        except ConnectionError as error:
+            raise EOFError from error
+        return message, fds
+
+    def _read(self, size: int) -> bytes:
+        """Read so many bytes."""
+        data = bytearray()
+        while len(data) < size:
+            part = self._end.recv(size - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+
+def can_start() -> bool:
+    """Whether this system can pass open files to a process, as Linux and macOS can."""
+    return hasattr(socket, "send_fds")
+
+
+@final
+class Worker:
+    """A worker process, seen from where it was started.
+
+    Args:
+        module: has a function `main` that calls `serve`.
+        name: of the worker, for messages.
+
+    Raises:
+        RequestError: this system cannot pass files to a process.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        if not can_start():
+            raise RequestError("worker processes need Linux or macOS; use one process here")
+        self.name = name
+        mine, its = socket.socketpair()
+        # -P, because -m would put the current folder in front of everything; the paths are ours, in our order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(its.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[its.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C in a terminal is the parent's affair
+        )
+        its.close()
+        self._channel = _Channel(mine)
+        self._waiting = False  # for an answer
+        self._forsaken = False  # the answer that comes is nobody's any more
+        self._end = weakref.finalize(self, _end, mine, self._process)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send a request. The one before it has been answered by then, or its answer is thrown away.
+
+        Raises:
+            ResumableError: the worker has ended.
+        """
+        if self._waiting:
+            self._receive()
+        try:
+            self._channel.send(message, fds)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise self._lost() from error
+        self._waiting = True
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer to the last request.
+
+        Raises:
+            ResumableError: the worker has ended.
+            Exception: what the worker raised, as itself where it is Python's or coordrl's own.
+        """
+        answer = self._receive()
+        if "error" in answer:
+            raise _revive(answer["error"])
+        return answer
+
+    def settle(self) -> None:
+        """Wait for the answer to the last request, if there is one that somebody wants; see `answer`."""
+        if self._waiting and not self._forsaken:
+            self.answer()
+
+    def forsake(self) -> None:
+        """Want no answer to the last request, after an interruption."""
+        self._forsaken = self._waiting
+
+    def close(self) -> None:
+        """End the worker; a second call does nothing."""
+        self._end()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            answer, _ = self._channel.receive()
+        except EOFError:
+            raise self._lost() from None
+        self._waiting = self._forsaken = False
+        return answer
+
+    def _lost(self) -> ResumableError:
+        """Say how the worker ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_GRACE_SECONDS)
+        code = self._process.returncode
+        how = "closed its socket" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by signal {-code}" + (", as when memory runs out" if code == -signal.SIGKILL else "")
+        return ResumableError(f"worker process {self.name} {how}. A training goes on from its last checkpoint")
+
+
+def _end(mine: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    """Close the socket, at which the worker ends, and wait for that."""
+    mine.close()
+    try:
+        process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:  # it computes, or was stopped: it holds nothing that could be lost
+        process.kill()
+        process.wait()
+
+
+def serve(answer: Answer) -> None:
+    """Be a worker: answer requests until the parent closes its end, or is no more. Does not return otherwise."""
+    fd, parent = int(sys.argv[1]), int(sys.argv[2])
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    # The end of the socket says that the parent has ended, unless somebody has a copy of its other end: a process
+    # that the parent forked. Not prctl's PDEATHSIG: that is sent when the starting *thread* ends.
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    channel = _Channel(socket.socket(fileno=fd))
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            request, fds = channel.receive()
+            try:
+                found = answer(request, fds)
+            except Exception as error:  # passed on, whatever it is
+                found = {"error": _describe(error)}
+            channel.send(found)
+
+
+def _watch(parent: int) -> None:
+    """End this process when it is no child of its parent any more."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    """Take an error apart."""
+    kinds = [[kind.__module__, kind.__qualname__] for kind in type(error).__mro__]
+    return {"kinds": kinds, "words": str(error), "trace": traceback.format_exc()}
+
+
+def _revive(described: Message) -> Exception:
+    """Make the error of a worker again; one that is neither Python's nor coordrl's, as the nearest that is."""
+    for module, name in described["kinds"]:
+        if module in _KNOWN:
+            kind = getattr(import_module(module), name, None)
+            with contextlib.suppress(TypeError):  # needs more than words
+                if isinstance(kind, type) and issubclass(kind, Exception):
+                    error = kind(described["words"])
+                    error.add_note(f"In a worker process:\n{described['trace']}")
+                    return error
+    return RuntimeError(described["words"])

@@ -1,0 +1,454 @@
+"""Environments and training divided over processes: the same numbers, and no process that outlives its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import VecCheckNan
+
+import coordrl
+from coordrl.a2c import A2C
+from coordrl.atari import AtariVecEnv
+from coordrl.divided import DividedVecEnv, PartArrays, count_bytes, default_workers, pack_infos, unpack_infos
+from coordrl.errors import RequestError, ResumableError
+from coordrl.fast_parts import may_be_late
+from coordrl.workers import Memory, Worker
+
+
+@contextmanager
+def divided(game: str, n_envs: int, workers: int, **words: Any) -> Iterator[DividedVecEnv]:
+    env = DividedVecEnv(game, n_envs, workers=workers, **words)
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+def build(env: Any, extractor: str = "coord", **words: Any) -> A2C:
+    kwargs = coordrl.policy_kwargs(extractor)
+    kwargs |= {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
+    arguments = {"ent_coef": 0.01, "vf_coef": 0.25, "seed": 0, "device": "cpu", **words}
+    return A2C("CnnPolicy", env, policy_kwargs=kwargs, **arguments)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(pids: list[int], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < until, "a worker outlived its parent"
+        time.sleep(0.1)
+
+
+# ------------------------------------------------------------------------------------------- the environments
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("game", ["Breakout", pytest.param("MsPacman", marks=SLOW), pytest.param("Pong", marks=SLOW)])
+def test_it_is_atarivecenv_bit_for_bit(game: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = AtariVecEnv(game, 5, seed=3)
+    with divided(game, 5, 2, seed=3) as parts:
+        assert parts.sizes == [3, 2]
+        for seed in (None, 7):  # as constructed, and seeded anew
+            for env in (whole, parts):
+                if seed is not None:
+                    env.seed(seed)
+            np.testing.assert_array_equal(parts.reset(), whole.reset())
+            assert parts.reset_infos == whole.reset_infos
+            for _ in range(150):
+                actions = rng.integers(whole.action_space.n, size=5)
+                one, other = whole.step(actions), parts.step(actions)
+                for wanted, found in zip(one[:3], other[:3], strict=True):
+                    assert found.dtype == wanted.dtype
+                    np.testing.assert_array_equal(found, wanted)
+                for wanted, found in zip(one[3], other[3], strict=True):
+                    assert found.keys() == wanted.keys()
+                    final = wanted.pop("terminal_observation", None), found.pop("terminal_observation", None)
+                    np.testing.assert_array_equal(*final)
+                    for info in (wanted, found):
+                        info.get("episode", {}).pop("t", None)
+                    assert found == wanted
+            assert parts.get_attr("lives") == whole.get_attr("lives")
+    whole.close()
+
+
+def test_numbers_of_processes_are_checked() -> None:
+    for workers in (0, 3, -1):
+        with pytest.raises(RequestError, match=f"workers is {workers}; it is from 1 to the number of environments, 2"):
+            DividedVecEnv("Pong", 2, workers=workers)
+    with pytest.raises(RequestError, match="n_envs is 0"):
+        DividedVecEnv("Pong", 0)
+    with pytest.raises(RequestError, match="did you mean Pong"):
+        DividedVecEnv("Pongg", 2, workers=2)
+    assert default_workers(1) == default_workers(7) == 1
+    assert 1 <= default_workers(16) <= 4
+
+
+def test_one_worker_is_this_process_alone() -> None:
+    with divided("Pong", 2, 1) as env:
+        assert env.parts == []
+        model = build(env)
+        assert model.choose_path() == "fast"
+
+
+def test_steps_out_of_order_and_wrong_actions_are_refused() -> None:
+    with divided("Pong", 2, 2, seed=0) as env:
+        with pytest.raises(RequestError, match="never reset"):
+            env.step(np.zeros(2, dtype=int))
+        env.reset()
+        with pytest.raises(RequestError, match="without step_async"):
+            env.step_wait()
+        with pytest.raises(RequestError, match="Pong has 0 to 5"):
+            env.step(np.array([0, 6]))
+        env.step_async(np.zeros(2, dtype=int))
+        with pytest.raises(RequestError, match="twice"):
+            env.step_async(np.zeros(2, dtype=int))
+        env.reset()  # finishes the step under way
+        env.step(np.zeros(2, dtype=int))
+
+
+def test_infos_survive_their_way_through_json() -> None:
+    final = np.full((4, 84, 84), 7, dtype=np.uint8)
+    infos = [{"lives": 3}, {"lives": 0, "terminal_observation": final, "episode": {"r": 2.5, "l": 10, "t": 1.0}}]
+    finals = np.zeros((2, 4, 84, 84), dtype=np.uint8)
+    back = unpack_infos(json.loads(json.dumps(pack_infos(infos, finals))), finals)
+    np.testing.assert_array_equal(back[1].pop("terminal_observation"), infos[1].pop("terminal_observation"))
+    assert back == infos
+
+
+def test_arrays_in_shared_memory_do_not_overlap() -> None:
+    memory = Memory(count_bytes(3, 2))
+    arrays = PartArrays(3, 2, memory.buffer)
+    for number, array in enumerate(vars(arrays).values(), 1):
+        array[:] = number
+    for number, array in enumerate(vars(arrays).values(), 1):
+        assert (array == number).all()
+        assert array.ctypes.data % 64 == 0
+
+
+# ------------------------------------------------------------------------------------------------ the training
+
+
+OTHERS = [pytest.param(name, marks=SLOW) for name in ("nature", "coord-r", "shuffled", "constant")]
+
+
+@pytest.mark.parametrize("extractor", ["coord", "coord-all", *OTHERS])
+def test_the_parts_of_the_gradient_add_up_to_that_of_the_whole_rollout(extractor: str) -> None:
+    """The whole: SB3's own loss and autograd, in float64, of the rollout that all parts have played."""
+    with divided("Breakout", 5, 2, seed=0) as env:
+        model = build(env, extractor)
+        model.learn(0)
+        callback = CallbackList([])
+        callback.init_callback(model)
+        for _ in range(3):
+            assert model.collect_rollouts(env, callback, model.rollout_buffer, 5)
+            assert model.path == "fast, divided over 2 processes"
+            found = [parameter.grad.clone().double() for parameter in model.policy.parameters()]
+            policy, buffer = build(AtariVecEnv("Breakout", 1, seed=0), extractor).policy, model.rollout_buffer
+            policy.load_state_dict(model.policy.state_dict())
+            policy = policy.double()
+            images = torch.from_numpy(buffer.observations.reshape(-1, 4, 84, 84)).double() / 255.0
+            features = policy.features_extractor(images)
+            chosen = torch.distributions.Categorical(logits=policy.action_net(features))
+            actions, advantages, returns = (
+                torch.from_numpy(getattr(buffer, name).reshape(-1)).double()
+                for name in ("actions", "advantages", "returns")
+            )
+            values = policy.value_net(features).flatten()
+            np.testing.assert_allclose(buffer.values.reshape(-1), values.detach(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                buffer.log_probs.reshape(-1), chosen.log_prob(actions).detach(), rtol=1e-4, atol=1e-5
+            )
+            value_loss = (returns - values).square().mean()
+            policy_loss = -(advantages * chosen.log_prob(actions)).mean()
+            (policy_loss + 0.25 * value_loss - 0.01 * chosen.entropy().mean()).backward()
+            truth = [parameter.grad for parameter in policy.parameters()]
+            error = torch.stack([(mine - one).norm() for mine, one in zip(found, truth, strict=True)]).norm()
+            assert error < 2e-4 * torch.stack([one.norm() for one in truth]).norm()
+            model.train()
+            assert model.logger.name_to_value["train/value_loss"] == pytest.approx(value_loss.item(), rel=1e-3)
+            assert model.logger.name_to_value["train/policy_loss"] == pytest.approx(policy_loss.item(), abs=1e-4)
+
+
+def test_rewards_returns_and_starts_of_a_divided_rollout_are_those_of_its_actions() -> None:
+    """The same actions, played again in one process, fill SB3's buffer with the same numbers."""
+    with divided("Breakout", 4, 2, seed=5) as env:
+        model = build(env)
+        noted: list[dict[str, np.ndarray]] = []
+
+        class Note(BaseCallback):
+            may_be_late = True
+
+            def _on_step(self) -> bool:
+                names = ("actions", "rewards", "dones", "new_obs")
+                noted.append({name: np.asarray(self.locals[name]).copy() for name in names})
+                return True
+
+        model.learn(4 * 100, callback=Note())
+        assert model.path == "fast, divided over 2 processes"
+        last = model._last_obs
+        np.testing.assert_array_equal(model._last_episode_starts, noted[-1]["dones"])
+        whole = AtariVecEnv("Breakout", 4, seed=0)  # the model's seed, which SB3 gives to its environments
+        whole.reset()
+        for step in noted:
+            observations, rewards, dones, _ = whole.step(step["actions"])
+            np.testing.assert_array_equal(step["rewards"], rewards)
+            np.testing.assert_array_equal(step["dones"], dones)
+            np.testing.assert_array_equal(step["new_obs"], observations)
+        np.testing.assert_array_equal(last, observations)
+        assert sum(step["dones"].sum() for step in noted) > 0
+        assert env.get_attr("lives") == whole.get_attr("lives")
+        whole.close()
+
+
+def test_two_runs_with_one_seed_and_one_number_of_processes_are_bit_equal() -> None:
+    found = []
+    for _ in range(2):
+        with divided("Breakout", 4, 2, seed=3) as env:
+            model = build(env)
+            model.learn(400)
+            assert model.path == "fast, divided over 2 processes"
+            found.append([parameter.detach().clone() for parameter in model.policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_callback_that_must_see_each_step_at_once_does() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        model, steps = build(env), []
+        step_wait = env.step_wait
+
+        def count() -> Any:
+            steps.append(1)
+            return step_wait()
+
+        class Eager(BaseCallback):
+            def _on_step(self) -> bool:
+                assert len(steps) == self.n_calls
+                return True
+
+        env.step_wait = count  # type: ignore[method-assign]  # to see when a step is made
+        model.learn(40, callback=Eager())
+        assert model.path == "fast"
+        assert len(steps) == 10
+        model.learn(40, callback=None, reset_num_timesteps=False)
+        assert model.path == "fast, divided over 2 processes"
+        assert len(steps) == 10
+
+
+def test_which_callbacks_may_be_late() -> None:
+    class Late(BaseCallback):
+        may_be_late = True
+
+        def _on_step(self) -> bool:
+            return True
+
+    eager = CheckpointCallback(10, "nowhere")
+    assert may_be_late(None)
+    assert may_be_late(CallbackList([]))
+    assert may_be_late(CallbackList([Late(), CallbackList([Late()])]))
+    assert not may_be_late(eager)
+    assert not may_be_late(CallbackList([Late(), eager]))
+
+
+def test_a_late_callback_that_stops_or_changes_weights_is_heeded() -> None:
+    class Late(BaseCallback):
+        may_be_late = True
+
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            self.act = act
+
+        def _on_step(self) -> bool:
+            return bool(self.act(self.model, self.n_calls))
+
+    def change(model: Any, calls: int) -> bool:
+        if calls == 3:
+            with torch.no_grad():
+                model.policy.value_net.bias.add_(100.0)
+        return True
+
+    with divided("Pong", 4, 2, seed=0) as env:
+        model = build(env)
+        before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+        model.learn(400, callback=Late(lambda _, calls: calls < 3))
+        assert model.num_timesteps == 12
+        assert all(torch.equal(one, other) for one, other in zip(before, model.policy.parameters(), strict=True))
+        model.learn(20, callback=Late(change))
+        assert model.policy.value_net.bias.item() > 99  # and the update was made from the changed weights
+        assert model.logger.name_to_value["train/value_loss"] > 5000
+
+
+def test_what_cannot_be_divided_goes_on_in_one_process() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        assert build(env, normalize_advantage=True).learn(20).path == "fast"
+        assert build(env, fast=False).learn(20).path.startswith("general")
+        assert build(VecCheckNan(env)).learn(20).path == "fast"
+
+
+def test_weights_that_are_no_numbers_end_a_divided_training_in_torchs_words() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        model = build(env).learn(20)
+        with torch.no_grad():
+            model.policy.action_net.bias.fill_(float("nan"))
+        with pytest.raises(ValueError, match="invalid values"):
+            model.learn(20)
+        with torch.no_grad():
+            model.policy.action_net.bias.fill_(0.0)
+        model.learn(20)  # and the workers are still there
+
+
+def test_a_model_learns_on_after_it_was_interrupted_in_mid_rollout() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        model = build(env).learn(20)
+        step = env.mine.step_wait
+
+        def interrupt() -> Any:
+            env.mine.step_wait = step
+            step()
+            raise KeyboardInterrupt
+
+        env.mine.step_wait = interrupt  # type: ignore[method-assign]  # Ctrl-C in a notebook, at its worst moment
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(200)
+        model.learn(40)
+        assert model.path == "fast, divided over 2 processes"
+
+
+# ------------------------------------------------------------------------------------------------ the processes
+
+
+def test_an_error_in_a_worker_is_raised_as_itself() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        worker = env.parts[0].worker
+        env.reset()
+        worker.tell({"do": "reset", "seed": -5})
+        with pytest.raises(RequestError, match="seed is -5") as caught:
+            worker.answer()
+        assert "In a worker process" in caught.value.__notes__[0]
+        worker.tell({"do": "dance"})
+        with pytest.raises(AttributeError, match="do_dance"):
+            worker.answer()
+        env.reset()
+
+
+def test_the_end_of_a_worker_is_said_in_one_line() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        model = build(env).learn(20)
+        os.kill(env.parts[0].worker.pid, signal.SIGKILL)
+        with pytest.raises(ResumableError, match="worker process 2 of 2 was ended by signal 9"):
+            model.learn(100)
+
+
+def test_workers_take_no_notice_of_signals_that_the_parent_answers() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        env.reset()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(env.parts[0].worker.pid, number)
+        env.step(np.zeros(4, dtype=int))
+
+
+def test_closing_twice_and_forgetting_end_the_workers() -> None:
+    env = DividedVecEnv("Pong", 4, workers=2)
+    pids = [part.worker.pid for part in env.parts]
+    env.close()
+    env.close()
+    wait_for_end(pids)
+    env = DividedVecEnv("Pong", 4, workers=2)
+    pids = [part.worker.pid for part in env.parts]
+    env.mine.close()
+    del env
+    wait_for_end(pids)
+
+
+_SCRIPT = """
+import coordrl, sys
+env = coordrl.DividedVecEnv("Pong", 4, workers=2, seed=0)
+print(env.parts[0].worker.pid, flush=True)
+model = coordrl.A2C("CnnPolicy", env, device="cpu", seed=0).learn(40)
+print(model.path, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW), pytest.param(signal.SIGSEGV, marks=SLOW)]
+)
+def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(end: signal.Signals) -> None:
+    script = _SCRIPT + "model.learn(10_000_000)\n"
+    before = set(Path("/dev/shm").iterdir())
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "fast, divided over 2 processes\n"
+        assert is_running(pid)
+        parent.send_signal(end)
+        parent.wait(timeout=20)
+        wait_for_end([pid])
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_no_worker_outlives_a_parent_whose_fork_lives_on() -> None:
+    """The fork holds a copy of the parent's end of the socket, which therefore does not close."""
+    script = (
+        _SCRIPT
+        + "import os\nif os.fork() == 0:\n    import time; time.sleep(300)\nprint('forked', flush=True)\nimport time; time.sleep(300)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "fast, divided over 2 processes\n"
+        assert parent.stdout.readline() == "forked\n"
+        parent.kill()
+        parent.wait(timeout=20)
+        wait_for_end([pid])
+        os.killpg(parent.pid, signal.SIGKILL)  # the fork
+
+
+@pytest.mark.parametrize("way", ["script", "stdin"])
+def test_it_works_from_an_unguarded_script_and_without_any_file(way: str, tmp_path: Path) -> None:
+    """In a folder with a module that would be fatal if a worker took it for torch."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')\n")
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere" / "script.py"
+    file.write_text(_SCRIPT)
+    command = [sys.executable, str(file)] if way == "script" else [sys.executable, "-P", "-"]
+    with file.open() as text:
+        done = subprocess.run(
+            command, stdin=text, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("fast, divided over 2 processes\n")
+    assert done.stderr == ""
+    assert not is_running(int(done.stdout.split()[0]))
+
+
+def test_a_worker_that_cannot_start_is_said() -> None:
+    worker = Worker("coordrl.no_such_module", "1 of 1")
+    worker.tell({"do": "make"})
+    with pytest.raises(ResumableError, match="worker process 1 of 1 ended with exit code 1"):
+        worker.answer()
+    worker.close()
