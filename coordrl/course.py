@@ -44,7 +44,7 @@ class Options:
     eval_episodes: int
     command: str
     general: bool = False  # A2C by SB3's own code alone
-    workers: int | None = None  # processes that the environments are divided over; None for the best here
+    workers: int = 1  # processes that it may be divided over, the training's own among them
     plan: str | None = None  # the hash of the comparison that the run is part of
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from coordrl.atari import AtariVecEnv, available_cores
+from coordrl.atari import AtariVecEnv
 from coordrl.errors import RequestError
 from coordrl.vectors import Indices, WholeVecEnv, check_actions, spread_seed
-from coordrl.workers import Memory, Worker, can_start
+from coordrl.workers import Memory, Worker, default_workers, hire
 
 Infos = list[dict[str, Any]]
 
-ENVS_PER_WORKER = 4  # with fewer, a network's batch is too small to be worth a core
+WORKER = "coordrl.divided_worker"  # the module that is run
 _IMAGE = (4, 84, 84)
 _ALIGNMENT = 64  # bytes
 
@@ -141,7 +141,7 @@ class DividedVecEnv(WholeVecEnv):
         game: in any usual spelling.
         n_envs: at least one for each process.
         workers: processes, this one among them; by default one a core that this process may use, with at least
-            `ENVS_PER_WORKER` environments each.
+            four environments each. Or the others themselves, as `hire` started them.
         protocol: the rules, a name of coordrl.suites.PROTOCOLS.
         seed: environment i gets seed + i. None draws one.
         training: as AtariVecEnv's.
@@ -158,26 +158,26 @@ class DividedVecEnv(WholeVecEnv):
         game: str,
         n_envs: int,
         *,
-        workers: int | None = None,
+        workers: int | Sequence[Worker] | None = None,
         protocol: str = "zoo-v4",
         seed: int | None = None,
         training: bool = True,
     ) -> None:
         if n_envs < 1:
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
-        if workers is None:
-            workers = default_workers(n_envs)
-        if not 1 <= workers <= n_envs:
-            raise RequestError(f"workers is {workers}; it is from 1 to the number of environments, {n_envs}")
-        self.sizes = [n_envs // workers + (number < n_envs % workers) for number in range(workers)]
+        hired = None if workers is None or isinstance(workers, int) else [*workers]
+        count = len(hired) + 1 if hired is not None else default_workers(n_envs)
+        if isinstance(workers, int):
+            count = workers
+        if not 1 <= count <= n_envs:
+            raise RequestError(f"workers is {count}; it is from 1 to the number of environments, {n_envs}")
+        self.sizes = [n_envs // count + (number < n_envs % count) for number in range(count)]
         ends = [*accumulate(self.sizes)]
         self.slices = [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
         self._waiting = False
         # Started before the rest, so that they import while this process goes on.
-        self.parts = [
-            Part(Worker("coordrl.divided_worker", f"{number} of {workers}"), size)
-            for number, size in enumerate(self.sizes[1:], 2)
-        ]
+        others = hire(WORKER, count) if hired is None else hired
+        self.parts = [Part(worker, size) for worker, size in zip(others, self.sizes[1:], strict=True)]
         try:
             self.mine = AtariVecEnv(game, self.sizes[0], protocol=protocol, num_threads=1, training=training)
             self.game, self.protocol, self.training = self.mine.game, self.mine.protocol, training
@@ -264,8 +264,3 @@ class DividedVecEnv(WholeVecEnv):
         if attr_name == "lives":
             return [self._lives[index] for index in self._get_indices(indices)]
         return super().get_attr(attr_name, indices)
-
-
-def default_workers(n_envs: int) -> int:
-    """Return into how many processes some environments are best divided here."""
-    return max(1, min(available_cores(), n_envs // ENVS_PER_WORKER)) if can_start() else 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from coordrl.suites import CONTROLS, choose_protocol, find_game
+from coordrl.workers import Worker
 
 
 def make_env(
@@ -14,7 +17,7 @@ def make_env(
     protocol: str | None = None,
     seed: int | None = None,
     training: bool = True,
-    workers: int = 1,
+    workers: Sequence[Worker] = (),
 ) -> VecEnv:
     """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv, DividedVecEnv or ControlVecEnv.
 
@@ -24,7 +27,7 @@ def make_env(
         protocol: the rules; by default the first of the game's world.
         seed: environment i gets seed + i; None draws one.
         training: with the protocol's rules for training. False plays whole games with raw rewards.
-        workers: processes to divide Atari games over, this one among them.
+        workers: processes that Atari games are divided over, beside this one.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong.
@@ -35,7 +38,7 @@ def make_env(
         from coordrl.controls import ControlVecEnv
 
         return ControlVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)
-    if workers > 1:
+    if workers:
         from coordrl.divided import DividedVecEnv
 
         return DividedVecEnv(game, n_envs, workers=workers, protocol=rules.name, seed=seed, training=training)

@@ -212,7 +212,7 @@ class Division:
         try:
             for one, seed in zip(self._distant, seeds[1:], strict=True):
                 one.part.worker.tell({"do": "play", "orders": asdict(orders), "seed": seed})
-            with _one_thread():
+            with one_thread():
                 mine, loss = self._player.play(orders, seeds[0])
             answers = [one.part.worker.answer() for one in self._distant]
         except BaseException:  # an interruption most of all: the model may well be used again
@@ -294,7 +294,7 @@ def may_be_late(callback: BaseCallback | None) -> bool:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread: the other cores have parts of their own."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

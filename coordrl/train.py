@@ -26,14 +26,16 @@ from coordrl.suites import (
     check_extractor,
     choose_protocol,
     find_game,
+    find_protocol,
     games,
 )
+from coordrl.workers import default_workers, hire
 
 _AGENT = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
 _EXTRACTOR = f"(default: {ATARI.extractors[-1]}; on the controls {CONTROLS.extractors[-1]})"
 _STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
-_WORKERS = "(default: one a core, with at least four environments each)"
+_WORKERS = "(default: one a core or OMP thread, with four environments each at least)"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{folder.path} is finished; see its curves with: tensorboard --logdir {shlex.quote(str(folder.path))}"
             )
             return 0
+        count = _count_workers(spec, arguments)
         tune()  # before torch is imported
         from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import
         from coordrl.training import train
@@ -115,10 +118,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             eval_episodes=arguments.eval_episodes,
             command="coordrl train " + shlex.join(words),
             general=arguments.general,
-            workers=arguments.workers,
+            workers=count,
             plan=arguments.plan or None,
         )
-        train(spec, recipe, folder, options)
+        workers = hire("coordrl.divided_worker", count)
+        try:
+            train(spec, recipe, folder, options, workers)
+        finally:
+            for worker in workers:
+                worker.close()
         return 0
 
     return run_command(work)
@@ -142,8 +150,6 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
             raise RequestError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it is a whole number from {lowest}"
             )
-    if arguments.workers is not None and arguments.workers < 1:
-        raise RequestError(f"--workers is {arguments.workers}; it is a whole number from 1")
     if not 0 <= arguments.seed < 2**31:
         raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
     spec = Spec(
@@ -157,6 +163,26 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
         settings=dict(recipe.settings),
     )
     return spec, recipe.to_toml()
+
+
+def _count_workers(spec: Spec, arguments: TrainArguments) -> int:
+    """Return over how many processes a run is divided.
+
+    Raises:
+        RequestError: more than one was asked for where one is all there can be.
+    """
+    reasons = {
+        "the general path has one process": arguments.general,
+        f"{spec.algorithm} has one process": spec.algorithm != "a2c",
+        f"{spec.game} is played in one process": find_protocol(spec.protocol).world is not ATARI,
+        "the network is not on a CPU": arguments.device not in ("auto", "cpu"),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    asked, n_envs = arguments.workers, int(spec.settings["n_envs"])
+    if asked is not None and not 1 <= asked <= (1 if reason else n_envs):
+        rule = f"{reason}; leave it out" if reason else f"it is from 1 to the number of environments, {n_envs}"
+        raise RequestError(f"--workers is {asked}, but {rule}")
+    return 1 if reason else asked or default_workers(n_envs)
 
 
 def _print_list(out: Path) -> None:

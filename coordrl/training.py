@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -17,16 +19,23 @@ from coordrl.checkpoint import read_newest
 from coordrl.console import ProgressLine
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
-from coordrl.divided import default_workers
 from coordrl.environments import make_env
-from coordrl.errors import DivergedError, RequestError
+from coordrl.errors import DivergedError
+from coordrl.fast_parts import one_thread
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
-from coordrl.suites import ATARI, find_protocol
+from coordrl.workers import Worker
 
 
-def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
+def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers: Sequence[Worker] = ()) -> None:
     """Train a run to its end, going on from its last checkpoint if there is one.
+
+    Args:
+        spec: what the run is.
+        recipe: its recipe as text.
+        folder: where it lies.
+        options: how it is carried out.
+        workers: processes to divide it over; they are the caller's, to start and to end.
 
     Raises:
         RequestError: another run lies in the folder, or the device does not exist.
@@ -46,9 +55,12 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
         n_envs = int(spec.settings["n_envs"])
         # The emulator's state cannot be saved: a resumed run starts new games, from seeds of its own.
         seed = environment_seed(spec.seed, "train", begins_at)
-        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=_choose_workers(spec, options))
+        if get_device(options.device).type != "cpu":
+            workers = ()  # the network is where they cannot reach it
+        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers)
         try:
-            model = build_model(spec, env, device=options.device)
+            with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
+                model = build_model(spec, env, device=options.device)
             if checkpoint:
                 restore(model, checkpoint)
             facts: dict[str, Any] = {"parameters": _parameters(model)}
@@ -83,26 +95,6 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options) -> None:
                     view.close()
         finally:
             env.close()
-
-
-def _choose_workers(spec: Spec, options: Options) -> int:
-    """Return over how many processes the environments are divided.
-
-    Raises:
-        RequestError: more than one was asked for where one is all there can be.
-    """
-    reasons = {
-        "the general path has one process": options.general,
-        f"{spec.algorithm} has one process": spec.algorithm != "a2c",
-        f"{spec.game} is played in one process": find_protocol(spec.protocol).world is not ATARI,
-        "the network is not on a CPU": get_device(options.device).type != "cpu",
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), "")
-    if reason and (options.workers or 1) > 1:
-        raise RequestError(f"--workers is {options.workers}, but {reason}; leave it out")
-    if reason:
-        return 1
-    return options.workers or default_workers(int(spec.settings["n_envs"]))
 
 
 def _cut_back(folder: RunFolder, step: int) -> None:

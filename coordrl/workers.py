@@ -27,6 +27,7 @@ from importlib import import_module
 from typing import Any, final
 
 from coordrl.errors import RequestError, ResumableError
+from coordrl.process import allowed_cores
 
 Message = Mapping[str, Any]
 Answer = Callable[[Message, Sequence[int]], dict[str, Any]]
@@ -108,6 +109,19 @@ class _Channel:
                 raise EOFError
             data += part
         return bytes(data)
+
+
+ENVS_PER_WORKER = 4  # with fewer, a network's batch is too small to be worth a core
+
+
+def default_workers(n_envs: int) -> int:
+    """Return into how many processes some environments are best divided here, this one among them.
+
+    One a core, but for somebody who keeps the computation to fewer threads by OMP_NUM_THREADS, as many as those.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    cores = min(len(allowed_cores()), int(asked) if asked.isdecimal() else n_envs)
+    return max(1, min(cores, n_envs // ENVS_PER_WORKER)) if can_start() else 1
 
 
 def can_start() -> bool:
@@ -207,6 +221,11 @@ class Worker:
         if code is not None and code < 0:
             how = f"was ended by signal {-code}" + (", as when memory runs out" if code == -signal.SIGKILL else "")
         return ResumableError(f"worker process {self.name} {how}. A training goes on from its last checkpoint")
+
+
+def hire(module: str, count: int) -> list[Worker]:
+    """Start the processes for a division into `count`, but for this one; they import while this one goes on."""
+    return [Worker(module, f"{number} of {count}") for number in range(2, count + 1)]
 
 
 def _end(mine: socket.socket, process: subprocess.Popen[bytes]) -> None:

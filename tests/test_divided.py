@@ -23,10 +23,12 @@ from stable_baselines3.common.vec_env import VecCheckNan
 import coordrl
 from coordrl.a2c import A2C
 from coordrl.atari import AtariVecEnv
-from coordrl.divided import DividedVecEnv, PartArrays, count_bytes, default_workers, pack_infos, unpack_infos
+from coordrl.divided import DividedVecEnv, PartArrays, count_bytes, pack_infos, unpack_infos
 from coordrl.errors import RequestError, ResumableError
 from coordrl.fast_parts import may_be_late
-from coordrl.workers import Memory, Worker
+from coordrl.process import allowed_cores
+from coordrl.train import main
+from coordrl.workers import Memory, Worker, default_workers
 
 
 @contextmanager
@@ -103,8 +105,16 @@ def test_numbers_of_processes_are_checked() -> None:
         DividedVecEnv("Pong", 0)
     with pytest.raises(RequestError, match="did you mean Pong"):
         DividedVecEnv("Pongg", 2, workers=2)
+
+
+def test_by_default_each_core_that_may_be_used_gets_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(allowed_cores())
     assert default_workers(1) == default_workers(7) == 1
-    assert 1 <= default_workers(16) <= 4
+    assert default_workers(400) == cores
+    assert default_workers(8) == min(cores, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert default_workers(400) == 1
 
 
 def test_one_worker_is_this_process_alone() -> None:
@@ -444,6 +454,56 @@ def test_it_works_from_an_unguarded_script_and_without_any_file(way: str, tmp_pa
     assert done.stdout.endswith("fast, divided over 2 processes\n")
     assert done.stderr == ""
     assert not is_running(int(done.stdout.split()[0]))
+
+
+def test_a_divided_training_that_is_killed_goes_on_from_its_checkpoint_and_leaves_no_worker(tmp_path: Path) -> None:
+    words = [
+        "--game",
+        "Breakout",
+        "--steps",
+        "1600",
+        "--workers",
+        "2",
+        "--eval-every",
+        "0",
+        "--checkpoint-every",
+        "400",
+        "--out",
+    ]
+    command = [sys.executable, "-m", "coordrl.train", *words, str(tmp_path)]
+    folder = tmp_path / "zoo-v4" / "a2c-coord" / "Breakout" / "seed-0"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as training:
+        until = time.monotonic() + 120
+        while not [*folder.glob("checkpoints/0*")] and time.monotonic() < until:
+            time.sleep(0.02)
+        children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+        assert len(children) == 1
+        training.kill()
+        training.wait()
+        wait_for_end([int(child) for child in children])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "going on from the checkpoint at step" in done.stderr
+    assert json.loads((folder / "run.json").read_text())["path"] == "fast, divided over 2 processes"
+    assert json.loads((folder / "result.json").read_text())["steps"] == 1600
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--workers 0", "it is from 1 to the number of environments, 16"),
+        ("--workers 17", "it is from 1 to the number of environments, 16"),
+        ("--workers 2 --general", "the general path has one process; leave it out"),
+        ("--workers 2 --agent dqn", "dqn has one process; leave it out"),
+        ("--workers 2 --game PlaceMatters", "PlaceMatters is played in one process; leave it out"),
+        ("--workers 2 --device cuda", "the network is not on a CPU; leave it out"),
+    ],
+)
+def test_numbers_of_workers_that_cannot_be_are_refused(
+    words: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--game", "Pong", *words.split(), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"coordrl: --workers is {words.split()[1]}, but {reason}\n"
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_worker_that_cannot_start_is_said() -> None:

@@ -17,8 +17,8 @@ PACKAGE = Path(coordrl.__file__).parent
 # Each module imports only from lower floors.
 FLOORS = [
     {"errors"},
-    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses", "workers"},
-    {"coordconv", "vectors"},
+    {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses"},
+    {"coordconv", "vectors", "workers"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
     {"checkpoint", "plan", "stats", "fast_network", "divided"},
     {"fast_rollout", "environments"},
