@@ -16,7 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordrl.errors import RequestError
-from coordrl.plan import PLAN_FILE, Arm, Cell, Plan, read_plan
+from coordrl.plan import (
+    ALPHA,
+    FEWEST,
+    INTERVAL,
+    PLAN_FILE,
+    Arm,
+    Cell,
+    Plan,
+    choose_control,
+    known_references,
+    read_plan,
+)
 from coordrl.record import Run, read_run
 from coordrl.results import WINDOW, RunFolder, Spec, find_runs
 from coordrl.suites import EXTRACTOR_SUMMARIES, SUITES
@@ -102,6 +113,7 @@ def read_evidence(out: Path) -> Evidence:
     if not planned and not folders:
         raise RequestError(f"{out} holds no runs and no {PLAN_FILE}; give the folder that train or compare wrote to")
     plan = read_plan(out) if planned else _plan_of(out, folders)
+    _check_criteria(plan)
     where = {cell.folder: cell.path(out) for cell in plan.runs} if planned else _places(folders)
     runs: dict[tuple[Arm, str, int], Run] = {}
     for cell in plan.runs:
@@ -155,7 +167,6 @@ def _plan_of(out: Path, folders: Sequence[RunFolder]) -> Plan:
     agents = sorted({spec.agent for spec in specs})
     extractors = _in_order({spec.extractor for spec in specs}, EXTRACTOR_SUMMARIES)
     seeds = sorted({spec.seed for spec in specs})
-    control = next((name for name in ("nature", "pool") if name in extractors), extractors[0])
     cells = [
         replace(settings[agent], game=game, extractor=extractor, seed=seed)
         for seed in seeds
@@ -172,11 +183,15 @@ def _plan_of(out: Path, folders: Sequence[RunFolder]) -> Plan:
         steps=first.steps,
         protocol=first.protocol,
         overrides=(),
-        control=control,
+        control=choose_control(extractors),
         question="",
         better="",
         tests=(),
         exclusions=(),
+        alpha=ALPHA,
+        fewest_seeds=FEWEST,
+        interval=INTERVAL,
+        references=known_references(games),
         eval_every=0,
         eval_episodes=0,
         checkpoint_every=0,
@@ -193,6 +208,22 @@ def _in_order(names: set[str], order: Iterable[str]) -> list[str]:
     """Sort names by an order, those that it does not know behind, by alphabet."""
     known = list(dict.fromkeys(order))
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _check_criteria(plan: Plan) -> None:
+    """Check that this version judges runs as the plan says.
+
+    Raises:
+        RequestError: it would judge them otherwise.
+    """
+    mine = {"alpha": ALPHA, "fewest_seeds": FEWEST, "interval": INTERVAL}
+    for name, value in mine.items():
+        planned = getattr(plan, name)
+        if planned != value:
+            raise RequestError(
+                f"{PLAN_FILE} decided that {name} is {planned!r}, and this coordrl takes {value!r}; runs are judged as they"
+                " were planned to be. Report with the version that wrote the plan"
+            )
 
 
 def _check_plan(run: Run, plan: Plan) -> None:

@@ -258,6 +258,28 @@ def test_runs_of_another_plan_are_refused_and_those_of_the_plan_before_are_not(t
         read_evidence(tmp_path)
 
 
+def test_a_plan_that_lost_its_history_is_told_by_the_runs_of_the_plan_before(tmp_path: Path) -> None:
+    plan = written(tmp_path)
+    fresh = planned(3)  # as if nobody had looked at two seeds first
+    write_plan(tmp_path, fresh)
+    with pytest.raises(RequestError, match=f"belongs to the plan {plan.hash}, and plan.json is {fresh.hash}"):
+        read_evidence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"alpha": 0.1}, "decided that alpha is 0.1, and this coordrl takes 0.05"),
+        ({"fewest_seeds": 2}, "decided that fewest_seeds is 2, and this coordrl takes 5"),
+        ({"interval": "percentile"}, "decided that interval is 'percentile', and this coordrl takes 'symmetric"),
+    ],
+)
+def test_a_plan_with_other_criteria_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    written(tmp_path, replace(planned(), **changes))
+    with pytest.raises(RequestError, match=complaint):
+        read_evidence(tmp_path)
+
+
 def test_a_run_that_was_made_alone_counts_and_is_said(tmp_path: Path) -> None:
     plan = written(tmp_path)
     change(plan.runs[0].path(tmp_path) / "run.json", lambda data: data.update(plan=None))
