@@ -6,7 +6,6 @@ all) and count; the others are listed. What must not be mixed is refused: protoc
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coordrl.attempts import count_attempts
 from coordrl.errors import RequestError
 from coordrl.plan import (
     ALPHA,
@@ -49,7 +49,7 @@ class Evidence:
     pairs: tuple[tuple[Arm, Arm], ...]  # (treatment, control)
     runs: Mapping[tuple[Arm, str, int], Run]  # by arm, game and seed, every cell of the matrix
     notes: tuple[str, ...]  # what a reader should know about the folder, in sentences
-    attempts: Mapping[str, int] = field(default_factory=dict)  # by cell's folder, if a launcher counted them
+    attempts: Mapping[str, int] = field(default_factory=dict)  # by cell's folder, if a launcher recorded them
 
     @property
     def missing(self) -> tuple[Run, ...]:
@@ -131,7 +131,7 @@ def read_evidence(out: Path) -> Evidence:
         pairs=tuple(pair for pair in plan.pairs() if set(pair) <= seen),
         runs={key: run for key, run in runs.items() if key[0] in seen},
         notes=tuple(_notes(plan, planned, list(runs.values()), strangers)),
-        attempts=_attempts(out),
+        attempts=count_attempts(out),
     )
 
 
@@ -287,18 +287,3 @@ def _confounded(runs: Sequence[Run]) -> list[str]:
 def _runs(count: int) -> str:
     """Write a number of runs."""
     return "1 run" if count == 1 else f"{count} runs"
-
-
-def _attempts(out: Path) -> dict[str, int]:
-    """Count how often a launcher started each cell, by the cell's folder."""
-    counts: Counter[str] = Counter()
-    try:
-        lines = (out / "compare" / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            counts[json.loads(line)["cell"]] += 1
-        except (ValueError, TypeError, KeyError):  # cut short by a crash
-            continue
-    return dict(counts)

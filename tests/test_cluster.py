@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from coordrl.attempts import attempts_file
 from coordrl.cluster import pack, recover, unpack
-from coordrl.launch import attempts_file, newest_checkpoint, survey
+from coordrl.launch import newest_checkpoint, survey
 from coordrl.plan import read_plan
 from coordrl.results import RunFolder
 
@@ -101,8 +102,8 @@ def test_a_node_that_is_lost_costs_at_most_a_checkpoint_interval(cluster: Cluste
     _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
     assert "was lost with its machine; it goes on from its checkpoint" in said
-    codes = [json.loads(line)["exit_code"] for line in attempts_file(out).read_text().splitlines()]
-    assert codes == [1000, 0]
+    rows = [json.loads(line) for line in attempts_file(out).read_text().splitlines()]
+    assert [row.get("exit_code") for row in rows] == [None, 1000, None, 0]
     assert [state.state for state in survey(read_plan(out), out)] == ["done"]
     log = next((out / "compare" / "logs").iterdir()).read_text()
     assert f"going on from the checkpoint at step {int(kept):,}" in log

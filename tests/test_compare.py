@@ -15,10 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trainings import workers_of
 
+from coordrl.attempts import attempts_file, count_attempts, record_start
 from coordrl.backends import LocalBackend, Work
 from coordrl.compare import main
-from coordrl.launch import Launcher, attempts_file, read_progress, survey, train_words
+from coordrl.launch import Launcher, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores
 from coordrl.results import RunFolder
@@ -63,23 +65,10 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def attempts(out: Path) -> list[dict[str, Any]]:
+def attempts(out: Path, event: str = "end") -> list[dict[str, Any]]:
     file = attempts_file(out)
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def workers_of(out: Path) -> list[int]:
-    """Return the processes that train into a folder, wherever they come from."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().split(b"\0")
-            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if b"coordrl.train" in words and str(out).encode() in words and state != "Z":
-            found.append(int(place.name))
-    return found
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for row in rows if row["event"] == event]
 
 
 def assert_each_cell_is_finished_once(out: Path) -> None:
@@ -109,6 +98,7 @@ def test_every_cell_of_the_matrix_is_run_and_carries_the_hash_of_the_plan(
     assert "Traceback" not in done.stderr
     assert_each_cell_is_finished_once(out)
     assert len(attempts(out)) == 4
+    assert sorted(row["cell"] for row in attempts(out, "start")) == sorted(row["cell"] for row in attempts(out))
 
 
 def test_the_arms_of_a_seed_and_game_are_started_as_a_block(finished: tuple[Path, Any]) -> None:
@@ -216,6 +206,10 @@ def test_a_stopped_launcher_leaves_no_worker_and_the_same_command_goes_on(tmp_pa
     assert again.returncode == 0, again.stderr
     plan = read_plan(tmp_path)
     assert {state.state for state in survey(plan, tmp_path)} == {"done"}
+    # An attempt that was killed together with its launcher has a start and no end.
+    assert count_attempts(tmp_path) == dict(Counter(row["cell"] for row in attempts(tmp_path, "start")))
+    assert max(count_attempts(tmp_path).values()) == 2
+    assert len(attempts(tmp_path, "start")) > len(attempts(tmp_path)) or how != signal.SIGKILL
     for cell in plan.runs:
         rows = [json.loads(line) for line in (cell.path(tmp_path) / "progress.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
@@ -420,6 +414,24 @@ def test_a_crashed_run_keeps_its_place_beside_the_other_arms_of_its_seed(tmp_pat
     assert backend.started.count(first) == 2
     # It waits a second, in which a few others pass: not all of them.
     assert backend.started.index(first, 1) < 20 < len(backend.started) == 61
+
+
+def test_attempts_are_numbered_on_after_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    plan = make_plan("Pong", ["a2c"], ["nature"], 2, 1000, eval_every=0)
+    first, second = (cell.folder for cell in plan.runs)
+    (tmp_path / "compare").mkdir()
+    record_start(tmp_path, first, 1)  # and the launcher was killed
+    backend = Scripted()
+    Launcher(plan, tmp_path, backend, retries=3).run()
+    assert backend.started == [first, second, first]
+    numbers = [(row["cell"], row["attempt"]) for row in attempts(tmp_path, "start")]
+    assert numbers == [(first, 1), (first, 2), (second, 1), (first, 3)]
+    assert [(row["cell"], row["attempt"], row["exit_code"]) for row in attempts(tmp_path)] == [
+        (first, 2, 1),
+        (second, 1, 2),
+        (first, 3, 2),
+    ]
+    assert count_attempts(tmp_path) == {first: 3, second: 1}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_matrix
 
+from coordrl.attempts import attempts_file, record_end, record_start
 from coordrl.errors import RequestError
 from coordrl.evidence import Evidence, read_evidence
 from coordrl.plan import Arm, Cell, Plan, make_plan, write_plan
@@ -377,11 +378,17 @@ def test_different_versions_are_said(tmp_path: Path) -> None:
 
 def test_attempts_are_counted_for_each_cell(tmp_path: Path) -> None:
     plan = written(tmp_path)
-    log = tmp_path / "compare" / "attempts.jsonl"
-    log.parent.mkdir()
-    first, second = plan.runs[0].folder, plan.runs[1].folder
-    log.write_text("".join(json.dumps({"cell": cell}) + "\n" for cell in (first, second, first)) + '{"cell": "cut sh')
-    assert read_evidence(tmp_path).attempts == {first: 2, second: 1}
+    (tmp_path / "compare").mkdir()
+    first, second, third = (cell.folder for cell in plan.runs[:3])
+    end: dict[str, Any] = {"exit_code": 1, "state": "waiting", "seconds": 2.0, "where": "process 17"}
+    record_start(tmp_path, first, 1)
+    record_end(tmp_path, first, 1, **end)
+    record_start(tmp_path, second, 1)
+    record_start(tmp_path, first, 2)  # its launcher was killed, and so was the next one's
+    record_start(tmp_path, first, 3)
+    with attempts_file(tmp_path).open("a") as log:
+        log.write('{"cell": "cut sh\n[]\n' + json.dumps({"cell": third, "attempt": None}))
+    assert read_evidence(tmp_path).attempts == {first: 3, second: 1}
 
 
 def test_a_real_run_is_read_as_it_is(finished_run: RunFolder) -> None:

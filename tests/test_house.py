@@ -20,7 +20,7 @@ FLOORS = [
     {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses"},
     {"coordconv", "vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
-    {"checkpoint", "environments", "plan", "stats", "fast_network"},
+    {"checkpoint", "environments", "plan", "attempts", "stats", "fast_network"},
     {"fast_rollout"},
     {"a2c"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
