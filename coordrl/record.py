@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from coordrl.errors import RequestError
 from coordrl.plan import Cell
-from coordrl.results import WINDOW, RunFolder, Spec, stream_rows
+from coordrl.results import WINDOW, RunFolder, Spec, read_json, stream_rows
 from coordrl.stats import area_under_curve
+from coordrl.suites import ABLATIONS
 
 POINTS = 100  # of a learning curve: at evenly spaced steps, the last of them the end
 STATES = ("finished", "diverged", "unfinished", "missing")
@@ -102,15 +103,6 @@ def _read(cell: Cell, folder: RunFolder, spec: Spec) -> Run:
     if diverged.get("spec") == asdict(spec):
         return _diverge(run, diverged, log, folder)
     return replace(run, note=f"at step {log.step:,} of {spec.steps:,}")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no such file or it is damaged."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 @dataclass
@@ -234,7 +226,8 @@ def _read_ablation(file: Path, steps: int) -> dict[str, Ablation]:
     step = data.get("step")
     if not isinstance(step, int) or step < steps:
         return found
-    for name, scores in data.items():
+    for name in ("true", *ABLATIONS):
+        scores = data.get(name)
         if isinstance(scores, dict) and "mean" in scores:
             half = scores.get("half_width_95")
             found[name] = Ablation(

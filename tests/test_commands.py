@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coordrl.console import ProgressLine, format_seconds, parse_arguments
+from coordrl.console import ProgressLine, format_seconds, parse_arguments, time_left
 from coordrl.errors import RequestError
 from coordrl.results import RunFolder
 from coordrl.train import TrainArguments
@@ -134,6 +134,13 @@ def test_durations_read_as_people_say_them() -> None:
         "3 h 05 min",
         "2 d 4 h",
     ]
+
+
+def test_without_a_unit_done_no_time_left_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine("working", 100, start=50, quiet_seconds=0.0) as line:
+        line.update(50, lambda: "fine")
+    assert capsys.readouterr().err == "working: 50 of 100 (50.0 %) · fine · time left: no estimate yet\n"
+    assert [time_left(done, 10, 30.0) for done in (0, 3, 10)] == ["time left: no estimate yet", "1 min left", "0 s left"]
 
 
 def test_the_plain_progress_line_says_how_far_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ FLOORS = [
     {"a2c"},
     {"algorithms", "evaluation", "curves", "console", "lockstep", "video", "backends", "record", "events"},
     {"course", "launch", "evidence", "ablation"},
-    {"training", "scoreboard", "estimate", "slurm", "cluster", "findings"},
+    {"training", "scoreboard", "estimate", "slurm", "cluster", "findings", "ablations"},
     {"words", "pictures", "figures"},
     {"tables"},
     {"charts"},

@@ -304,6 +304,26 @@ def test_a_partial_matrix_says_so_at_its_top(tmp_path: Path) -> None:
     Tags(text)
 
 
+def test_the_runs_that_lack_a_score_without_coordinates_are_named(tmp_path: Path) -> None:
+    plan = planned(3)
+    write_matrix(tmp_path, plan, rows=40, ablations=True)
+    coord = [cell for cell in plan.runs if cell.spec.extractor == "coord" and cell.spec.game == "Pong"]
+    file = coord[1].path(tmp_path) / "ablation.json"
+    scores = json.loads(file.read_text())
+    del scores["shuffle"]
+    write_json(file, scores)
+    (coord[2].path(tmp_path) / "ablation.json").unlink()
+    chart = page(tmp_path).charts["ablations-a2c"]
+    named = f"{coord[1].folder} (shuffle) and {coord[2].folder} (true, zero and shuffle); a kind"
+    assert f"Scores are missing of {named}" in chart.caption
+    texts = {panel.key: panel.alt for panel in chart.panels}
+    assert "shuffle" in texts["MsPacman-coord"]
+    assert "shuffle" not in texts["Pong-coord"]
+    shown = Counter((row[0], row[3]) for row in chart.table.rows)
+    assert [shown["Pong", kind] for kind in ("true", "zero", "shuffle")] == [2, 2, 1]
+    assert shown["MsPacman", "shuffle"] == 3
+
+
 def test_an_extended_plan_says_so(tmp_path: Path) -> None:
     before = planned(2)
     write_matrix(tmp_path, before.extended(3, "2026-11-25"), rows=40)
