@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from coordrl.launch import Launcher, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores
 from coordrl.results import RunFolder
+from coordrl.slurm import write_script
 from coordrl.suites import CONTROLS
 
 COMMAND = [sys.executable, "-m", "coordrl.compare"]
@@ -376,6 +378,93 @@ def test_a_slurm_task_that_gets_sigterm_writes_a_checkpoint_and_asks_to_be_queue
     assert task.wait(timeout=60) == 143
     assert list(run.checkpoints.glob("0*"))
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
+
+
+class Slurm:
+    """Runs the first task of a script with a stand-in for the training, which ends with the code that it is told to."""
+
+    def __init__(self, out: Path, place: Path, retries: int) -> None:
+        plan = make_plan("Pong", ["a2c"], ["nature"], 1, 1000, eval_every=0)
+        self.script = write_script(plan, out, workers=0, retries=retries)
+        self.checkpoints = RunFolder(plan.runs[0].path(out)).checkpoints
+        self.checkpoints.mkdir(parents=True)
+        self._place = place
+        training = place / "training"
+        training.write_text(
+            f'#!/bin/sh\nread -r code <"{place}/code"\n[ "$code" != wait ] || exec sleep 5\nexit "$code"\n'
+        )
+        scontrol = place / "scontrol"
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{place}/asked"\n')
+        for program in (training, scontrol):
+            program.chmod(0o755)
+        text = self.script.read_text().replace(
+            f"\n{shlex.quote(sys.executable)} -m", f"\n{shlex.quote(str(training))} -m"
+        )
+        self.script.write_text(text)
+
+    def start(self, code: str, restarts: int = 0) -> subprocess.Popen[str]:
+        (self._place / "code").write_text(f"{code}\n")
+        environment = {
+            **os.environ,
+            "SLURM_ARRAY_TASK_ID": "0",
+            "SLURM_JOB_ID": "17",
+            "PATH": f"{self._place}:/usr/bin:/bin",
+        }
+        task = subprocess.Popen(
+            ["bash", self.script],
+            env={**environment, "SLURM_RESTART_COUNT": str(restarts)},
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        STARTED.append(task)
+        return task
+
+    def requeued(self, code: str, restarts: int = 0) -> bool:
+        """Run the task, and say whether it asked to be queued again."""
+        asked = self.asked()
+        self.start(code, restarts).wait(timeout=30)
+        return self.asked() > asked
+
+    def asked(self) -> int:
+        file = self._place / "asked"
+        return file.read_text().count("requeue 17\n") if file.exists() else 0
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    (tmp_path / "bin").mkdir()
+    return Slurm(tmp_path / "runs of 1 plan", tmp_path / "bin", retries=2)
+
+
+def test_a_slurm_task_that_crashes_uses_up_its_retries(slurm: Slurm) -> None:
+    assert subprocess.run(["bash", "-n", slurm.script], check=False).returncode == 0
+    assert [slurm.requeued("1") for _ in range(3)] == [True, True, False]
+    assert [slurm.requeued(code) for code in ("74", "1", "137")] == [True, True, False]  # submitted again by hand
+
+
+def test_a_slurm_task_whose_node_failed_or_that_was_preempted_keeps_its_retries(slurm: Slurm) -> None:
+    assert [slurm.requeued("1", restarts=restarts) for restarts in (40, 41)] == [True, True]
+    for restarts in (42, 43):  # preempted: Slurm sends SIGTERM, and the training ends with 143 after a checkpoint
+        assert slurm.requeued("143", restarts=restarts)
+    failed = slurm.start(
+        "wait", restarts=44
+    )  # the node fails: the script ends with it, and Slurm itself queues it again
+    time.sleep(0.5)
+    failed.kill()
+    failed.wait()
+    assert not slurm.requeued("1", restarts=45)  # the third crash
+
+
+def test_a_slurm_task_that_came_to_a_new_checkpoint_begins_its_count_anew(slurm: Slurm) -> None:
+    assert [slurm.requeued("1") for _ in range(2)] == [True, True]
+    (slurm.checkpoints / "000000000100").mkdir()
+    (slurm.checkpoints / ".000000000200.partial").mkdir()
+    assert [slurm.requeued("1") for _ in range(3)] == [True, True, False]
+
+
+def test_a_slurm_task_that_is_done_refused_or_diverged_is_not_queued_again(slurm: Slurm) -> None:
+    assert not any(slurm.requeued(code) for code in ("0", "2", "70"))
+    assert slurm.start("70").wait(timeout=30) == 0
 
 
 def test_the_words_of_a_cell_make_exactly_its_spec(tmp_path: Path) -> None:
