@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from coordrl import __version__
 from coordrl.attempts import attempts_file
-from coordrl.cluster import pack, recover, unpack
+from coordrl.cluster import Report, pack, recover, train_there, unpack
 from coordrl.launch import newest_checkpoint, survey
 from coordrl.plan import read_plan
 from coordrl.results import RunFolder
@@ -78,10 +79,14 @@ def cluster() -> Iterator[Cluster]:
     made.close()
 
 
-def compare(words: str, out: Path, address: str) -> subprocess.Popen[str]:
+def compare(words: str, out: Path, address: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "coordrl.compare", *words.split(), "--out", str(out)]
     launcher = subprocess.Popen(
-        [*command, "--backend", "ray", "--address", address], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [*command, "--backend", "ray", "--address", address],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
     )
     LAUNCHERS.append(launcher)
     return launcher
@@ -124,6 +129,44 @@ def test_a_stopped_launcher_brings_the_checkpoints_home(cluster: Cluster, tmp_pa
     assert launcher.returncode == 143, said
     assert newest_checkpoint(run) > before
     assert run.export_file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sees", [True, False])
+def test_a_recipe_given_by_a_relative_path_reaches_a_node(cluster: Cluster, tmp_path: Path, sees: bool) -> None:
+    out = tmp_path / "runs"
+    out.mkdir()
+    recipe = (Path(__file__).parent.parent / "agents" / "a2c.toml").read_text().replace("n_envs = 16", "n_envs = 2")
+    (tmp_path / "mine.toml").write_text(recipe)
+    cluster.do("add" if sees else f"add {out}")
+    words = "--suite Pong --agents mine.toml --extractors nature --seeds 1 --steps 80"
+    launcher = compare(words, Path("runs"), cluster.address, cwd=tmp_path)
+    _, said = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, said
+    run = RunFolder(out / "zoo-v4" / "mine-nature" / "Pong" / "seed-0")
+    assert run.result_file.exists()
+    assert run.read_spec().settings["n_envs"] == 2
+
+
+def test_a_node_trains_with_the_content_of_a_recipe_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool) -> Report:
+        seen.append((Path(words[1]).name, Path(words[1]).read_text(), words[2:], send))
+        return Report(0, b"", "here")
+
+    monkeypatch.setattr("coordrl.cluster._watch", watch)
+    token = tmp_path / "lock"
+    token.touch()
+    facts = token.stat()
+    words, recipe = ["--agent", "runs/compare/recipes/mine.toml", "--seed", "3"], ("mine.toml", b"n_envs = 2")
+    for inode in (facts.st_ino, 0):
+        mark = (str(token), inode, facts.st_mtime_ns)
+        train_there(list(words), str(tmp_path), "a/b", mark, None, recipe, None, __version__)
+    same = ("mine.toml", "n_envs = 2", ["--seed", "3"])
+    assert seen == [(*same, False), (*same, True)]
 
 
 def test_a_packed_run_comes_out_as_it_was_without_partial_files(tmp_path: Path) -> None:

@@ -140,7 +140,11 @@ def test_without_a_unit_done_no_time_left_is_claimed(capsys: pytest.CaptureFixtu
     with ProgressLine("working", 100, start=50, quiet_seconds=0.0) as line:
         line.update(50, lambda: "fine")
     assert capsys.readouterr().err == "working: 50 of 100 (50.0 %) · fine · time left: no estimate yet\n"
-    assert [time_left(done, 10, 30.0) for done in (0, 3, 10)] == ["time left: no estimate yet", "1 min left", "0 s left"]
+    assert [time_left(done, 10, 30.0) for done in (0, 3, 10)] == [
+        "time left: no estimate yet",
+        "1 min left",
+        "0 s left",
+    ]
 
 
 def test_the_plain_progress_line_says_how_far_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
