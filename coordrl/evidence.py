@@ -255,9 +255,9 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
         notes.append(
             f"{_runs(short)} with a final return over fewer than {WINDOW} games, because no more were finished."
         )
-    known = [run.facts["versions"] for run in runs if isinstance(run.facts.get("versions"), dict)]
+    known = [run.facts["versions"] for run in runs if "versions" in run.facts]
     for package in sorted({name for versions_of in known for name in versions_of}):
-        versions = Counter(str(versions_of.get(package, "none")) for versions_of in known)
+        versions = Counter(versions_of.get(package, "none") for versions_of in known)
         if len(versions) > 1:
             listed = ", ".join(f"{version} in {_runs(count)}" for version, count in versions.most_common())
             notes.append(f"The runs were made with different versions of {package}: {listed}.")
@@ -266,14 +266,13 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
 
 def _confounded(runs: Sequence[Run]) -> list[str]:
     """Say where the arms were not made alike: with other versions, or on other processors."""
-    known = [run for run in runs if isinstance(run.facts.get("versions"), dict)]
-    known = [run for run in known if isinstance(run.facts.get("hardware"), dict)]
+    known = [run for run in runs if "versions" in run.facts and "hardware" in run.facts]
     notes = []
     for what in sorted({*(name for run in known for name in run.facts["versions"]), "processor"}):
         arms: dict[str, Counter[str]] = {}
         for run in known:
             facts = run.facts["hardware"] if what == "processor" else run.facts["versions"]
-            arms.setdefault(run.cell.arm.name, Counter())[str(facts.get(what, "none"))] += 1
+            arms.setdefault(run.cell.arm.name, Counter())[facts.get(what, "none")] += 1
         shares = {name: {value: n / counts.total() for value, n in counts.items()} for name, counts in arms.items()}
         values = {value for share in shares.values() for value in share}
         if any(

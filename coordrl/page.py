@@ -211,7 +211,7 @@ class Page:
         found: dict[str, Counter[str]] = {}
         for run in self.evidence.runs.values():
             for package, version in run.facts.get("versions", {}).items():
-                found.setdefault(package, Counter())[str(version)] += 1
+                found.setdefault(package, Counter())[version] += 1
         return [(package, _counts(versions)) for package, versions in found.items()]
 
     def _hardware(self) -> list[tuple[str, int]]:
@@ -279,14 +279,15 @@ def _short(steps: int | None) -> str:
 
 def _machine(hardware: Mapping[str, Any]) -> str:
     """Describe a machine in a line."""
+    cores, threads = hardware.get("cores"), hardware.get("torch_threads")
     parts = [
-        hardware.get("processor") or hardware.get("machine"),
-        words.counted(hardware.get("cores", 0), "core"),
-        words.counted(hardware.get("torch_threads", 0), "thread") + " of torch",
+        hardware.get("processor") or hardware.get("machine") or "processor unknown",
+        "cores unknown" if cores is None else words.counted(cores, "core"),
+        "threads unknown" if threads is None else words.counted(threads, "thread") + " of torch",
         hardware.get("cuda") or "no CUDA",
-        hardware.get("system"),
+        hardware.get("system") or "system unknown",
     ]
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(parts)
 
 
 def _counts(versions: Counter[str]) -> str:
