@@ -255,5 +255,7 @@ Settings = Annotated[
         is_instance=lambda value: isinstance(value, Words),
         str_from_instance=list,
     ),
+    tyro.conf.arg(help_behavior_hint="(default: as in the recipe)"),
 ]
 Name = Annotated[str, tyro.conf.arg(metavar="NAME")]
+OptionalName = Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")]

@@ -34,6 +34,7 @@ Ablations = Annotated[
         is_instance=lambda value: isinstance(value, Words),
         str_from_instance=list,
     ),
+    tyro.conf.arg(help_behavior_hint="(default: none)"),
 ]
 
 
