@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -115,30 +115,30 @@ def evaluate_ablations(
     *,
     seed: int,
     on_step: Callable[[str, list[float], int], None] = lambda kind, returns, steps: None,
+    on_score: Callable[[str, Evaluation], None] = lambda kind, score: None,
 ) -> dict[str, Evaluation]:
-    """Score a model with its true coordinates ("true") and with each ablation, over the same games.
+    """Score a model with its true coordinates ("true") and with ablations, over the same games.
 
     Args:
         model: the model; it is as before when this returns.
         spec: the run it belongs to.
-        kinds: the ablations, each once; see `ablated`.
+        kinds: "true" and the ablations (see `ablated`), each once, in the order in which they are played.
         episodes: how many games for each score.
         seed: of the environments and of the sampled actions, the same for every score.
-        on_step: called after every step with "true" or the ablation, and as in `evaluate`.
+        on_step: called after every step with the kind, and as in `evaluate`.
+        on_score: called with each kind and its score as soon as that is there.
 
     Raises:
         RequestError: as `ablated`, before the first game; or no episodes.
     """
     for kind in kinds:
-        check_ablation(model, kind)
-
-    def score(kind: str) -> Evaluation:
-        return evaluate(model, spec, episodes, seed=seed, on_step=lambda returns, steps: on_step(kind, returns, steps))
-
-    scores = {"true": score("true")}
+        if kind != "true":
+            check_ablation(model, kind)
+    scores: dict[str, Evaluation] = {}
     for kind in kinds:
-        with ablated(model, kind):
-            scores[kind] = score(kind)
+        with nullcontext() if kind == "true" else ablated(model, kind):
+            scores[kind] = evaluate(model, spec, episodes, seed=seed, on_step=partial(on_step, kind))
+        on_score(kind, scores[kind])
     return scores
 
 

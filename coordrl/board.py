@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, NoReturn
 
 import tyro
 
 from coordrl.console import parse_arguments, run_command, tell
 from coordrl.errors import CoordrlError, RequestError
-from coordrl.events import Built, build, find_sources
+from coordrl.events import Built, build, find_sources, find_whole
 from coordrl.plan import PLAN_FILE
 
+_OUT = "(default: RUNS/compare/tensorboard; RUNS/board, where there is no plan; of a part of a comparison, one for the time being)"
 HOST = "127.0.0.1"
 REFRESH_SECONDS = 15.0  # at least, between two looks at the runs' logs
 _POINTS = 10_000  # of a curve that TensorBoard draws, instead of 1,000 of them by chance; a log has about 1,000 rows
@@ -45,8 +47,8 @@ class BoardArguments:
     """the folder that coordrl compare or train wrote to"""
     port: int = 6006
     """of this machine, for this machine alone; 0 for any that is free"""
-    out: Annotated[str, tyro.conf.arg(metavar="PATH")] = ""
-    """the log folder, if not RUNS/compare/tensorboard (RUNS/board, where there is no plan)"""
+    out: Annotated[str, tyro.conf.arg(metavar="PATH", help_behavior_hint=_OUT)] = ""
+    """the log folder"""
     write_only: bool = False
     """make the log folder and leave"""
 
@@ -63,15 +65,30 @@ def _board(arguments: BoardArguments) -> int:
     if not 0 <= arguments.port < 2**16:
         raise RequestError(f"--port is {arguments.port}; it is a whole number from 0 to 65,535")
     sources = find_sources(runs)
-    within = Path("compare", "tensorboard") if (runs / PLAN_FILE).is_file() else Path("board")
-    log_folder = Path(arguments.out) if arguments.out else runs / within
+    whole = None if arguments.out else find_whole(runs, sources)
+    if whole is not None and arguments.write_only:
+        raise RequestError(
+            f"{runs} is a part of {whole}, where TensorBoard would show a log folder inside it beside the runs' others;"
+            f" give a place outside with --out PATH, or make it of the whole: coordrl board {whole} --write-only"
+        )
     if not arguments.write_only:
         _check_port(arguments.port)
-    built = build(sources, log_folder)
-    tell(f"{_describe(built)} in {log_folder}")
-    if arguments.write_only:
-        return 0
-    print(f"{_launch(log_folder, arguments.port)}{_VIEW}", flush=True)
+    with contextlib.ExitStack() as stack:
+        if whole is not None:
+            log_folder = Path(stack.enter_context(TemporaryDirectory(prefix="coordrl-board-")))
+        else:
+            within = Path("compare", "tensorboard") if (runs / PLAN_FILE).is_file() else Path("board")
+            log_folder = Path(arguments.out) if arguments.out else runs / within
+        built = build(sources, log_folder)
+        tell(f"{_describe(built)} in {log_folder}")
+        if not arguments.write_only:
+            _serve(runs, log_folder, arguments.port)
+    return 0
+
+
+def _serve(runs: Path, log_folder: Path, port: int) -> NoReturn:
+    """Show a log folder, and keep it up with the runs, until Ctrl-C."""
+    print(f"{_launch(log_folder, port)}{_VIEW}", flush=True)
     tell("Ctrl-C ends it. Beside return/ there are score/, coordinates/, speed/ and seeds/: clear the filter of tags")
     seconds = 0.0  # that the last refreshing took
     while True:

@@ -166,12 +166,14 @@ class RayBackend:
         recover(folder)
         self._ray.get(self._mailbox.forget.remote(work.folder))
         archive = pack(folder) if RunFolder(folder).spec_file.exists() else None
+        recipe = Path(work.words[work.words.index("--agent") + 1])  # a path, or the name of one that nodes have too
         reference = self._task.remote(
             list(work.words),
             str(work.out.absolute()),
             work.folder,
             (str(token.absolute()), facts.st_ino, facts.st_mtime_ns),
             archive,
+            (recipe.name, recipe.read_bytes()) if recipe.suffix == ".toml" else None,
             self._mailbox,
             __version__,
         )
@@ -208,6 +210,7 @@ def train_there(
     folder: str,
     token: tuple[str, int, int],
     archive: bytes | None,
+    recipe: tuple[str, bytes] | None,
     mailbox: Any,
     version: str,
 ) -> Report:
@@ -219,6 +222,8 @@ def train_there(
         folder: of the run below it.
         token: a file of the launcher's, its inode and time, by which the node knows whether it sees the same.
         archive: the run so far, if there is one.
+        recipe: the name and the content of the file that the words call --agent, if they name a file: the node may
+            not see it, or not under this path.
         mailbox: the actor beside the launcher.
         version: of the launcher's coordrl.
     """
@@ -226,9 +231,13 @@ def train_there(
     if version != __version__:
         text = f"coordrl: this node has coordrl {__version__}, the launcher {version}; install the same on all nodes\n"
         return Report(2, text.encode(), host)
-    if _is_same_file(token):
-        return _watch(words, Path(out), folder, mailbox, send=False)
     with tempfile.TemporaryDirectory(prefix="coordrl-") as place:
+        if recipe is not None:
+            copy = Path(place) / recipe[0]
+            copy.write_bytes(recipe[1])
+            words[words.index("--agent") + 1] = str(copy)
+        if _is_same_file(token):
+            return _watch(words, Path(out), folder, mailbox, send=False)
         if archive is not None:
             unpack(archive, Path(place) / folder)
         return _watch(words, Path(place), folder, mailbox, send=True)

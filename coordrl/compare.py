@@ -19,6 +19,7 @@ from coordrl.console import (
     Count,
     Name,
     OptionalCount,
+    OptionalName,
     Settings,
     format_seconds,
     parse_arguments,
@@ -77,7 +78,7 @@ class CompareArguments:
     """runs at a time; 0 for one on each core, or as many as the cluster gives"""
     backend: Name = "local"
     """local: processes of this machine; ray: an existing Ray cluster; slurm: write the script of a job array, and submit nothing"""
-    address: Name = ""
+    address: OptionalName = ""
     """of the Ray cluster: HOST:PORT, or auto for one that runs on this machine"""
     retries: Count = 3
     """how often a run that crashed is tried again without a new checkpoint; a new one begins the count anew"""

@@ -64,13 +64,16 @@ class ProgressLine:
         if self._live:
             self._progress.stop()
 
-    def update(self, done: int, describe: Callable[[], str]) -> None:
-        """Say that `done` units are done, if it is time to; `describe` makes the rest of the line."""
+    def update(self, done: int, describe: Callable[[], str], left: Callable[[], str] | None = None) -> None:
+        """Say that `done` units are done, if it is time to.
+
+        `describe` makes the rest of the line; `left` says how much time is left where the units do not tell.
+        """
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
-        text = " · ".join(part for part in (describe(), self._left(done, now)) if part)
+        text = " · ".join(part for part in (describe(), left() if left else self._left(done, now)) if part)
         if self._live:
             self._progress.update(self._task, completed=done, text=text, refresh=True)
         else:
@@ -86,10 +89,14 @@ class ProgressLine:
 
     def _left(self, done: int, now: float) -> str:
         """Say how much time is left, at the rate so far."""
-        if done <= self._start:
-            return ""
-        seconds = (now - self._began) / (done - self._start) * max(self._total - done, 0)
-        return f"{format_seconds(seconds)} left"
+        return time_left(done - self._start, self._total - self._start, now - self._began)
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """Say how much time is left if `done` of `total` units took so many seconds, or that nobody knows yet."""
+    if done <= 0:
+        return "time left: no estimate yet"
+    return f"{format_seconds(seconds / done * max(total - done, 0))} left"
 
 
 def tell(text: str) -> None:
@@ -248,5 +255,7 @@ Settings = Annotated[
         is_instance=lambda value: isinstance(value, Words),
         str_from_instance=list,
     ),
+    tyro.conf.arg(help_behavior_hint="(default: as in the recipe)"),
 ]
 Name = Annotated[str, tyro.conf.arg(metavar="NAME")]
+OptionalName = Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")]

@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import Logger
 
 from coordrl.algorithms import environment_seed, snapshot
 from coordrl.checkpoint import array_bytes, write_checkpoint
-from coordrl.console import ProgressLine, format_seconds
+from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
@@ -282,13 +282,15 @@ class Course(BaseCallback):
         self._check_weights()
 
         def on_step(returns: list[float], steps: int) -> None:
-            self.line.update(
-                step,
-                lambda: (
-                    f"evaluating: {len(returns)} of {episodes} games · "
-                    + describe_games(returns, steps, time.monotonic() - began)
-                ),
-            )
+            def describe() -> str:
+                games = describe_games(returns, steps, time.monotonic() - began)
+                return f"evaluating: {len(returns)} of {episodes} games · {games}"
+
+            def left() -> str:
+                return time_left(len(returns), episodes, time.monotonic() - began)
+
+            # After the last step of training the games alone are left.
+            self.line.update(step, describe, left if step >= self.spec.steps else None)
             if self._signals.received:
                 self._stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from coordrl.ablations import ablate_runs, holds_runs, write_scores
 from coordrl.console import NO_WORDS, Count, Name, ProgressLine, Words, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
-from coordrl.results import RunFolder, Spec, write_json
+from coordrl.results import RunFolder, Spec
 from coordrl.suites import ABLATIONS, WITHOUT_COORDINATES
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ Ablations = Annotated[
         is_instance=lambda value: isinstance(value, Words),
         str_from_instance=list,
     ),
+    tyro.conf.arg(help_behavior_hint="(default: none)"),
 ]
 
 
@@ -43,14 +46,18 @@ class EvaluateArguments:
         coordrl evaluate runs/zoo-v4/a2c-coord/MsPacman/seed-0
         coordrl evaluate RUN --episodes 30 --json > score.json
         coordrl evaluate RUN --ablate zero shuffle
+        coordrl evaluate runs --ablate zero shuffle shift       every finished run of a comparison
 
     Raw rewards, Atari games capped at 108,000 frames, actions sampled as in training (DQN with its recipe's
     evaluation_epsilon). Nothing is written into the run, except that --ablate writes ablation.json there,
-    which coordrl report shows.
+    which coordrl report shows; the scores of other kinds in it stay, as long as the agent has not trained on.
+
+    With a folder of runs, --ablate takes every finished one that sees coordinates and plays what is missing.
+    Ctrl-C loses the score under way alone, and the same command goes on; started twice, both share the runs.
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """the run's folder, which ends in seed-N"""
+    """the run's folder, which ends in seed-N; with --ablate also a folder of runs, as compare and train write it"""
     episodes: Count = 100
     """whole games to play"""
     seed: Count = 0
@@ -101,6 +108,8 @@ def _evaluate(arguments: EvaluateArguments) -> int:
         if kind not in ABLATIONS:
             hint = suggest(kind, ABLATIONS)
             raise RequestError(f'there is no ablation "{kind}"; there are {", ".join(ABLATIONS)}{hint}')
+    if arguments.ablate and holds_runs(arguments.run):
+        return _ablate_runs(arguments)
     folder = RunFolder(arguments.run)
     spec = folder.read_spec()
     if arguments.ablate and spec.extractor in WITHOUT_COORDINATES:
@@ -119,12 +128,27 @@ def _evaluate(arguments: EvaluateArguments) -> int:
         _print_score(model, spec, arguments, scores["true"])
         return 0
     try:
-        write_json(folder.ablation_file, _ablation_facts(model, spec, arguments, scores))
-    except OSError as error:
-        raise OutputError(f"{folder.ablation_file} cannot be written: {error.strerror or error}") from error
+        write_scores(folder, spec, model.num_timesteps, arguments.seed, scores)
     finally:
         _print_ablations(model, spec, arguments, scores)
     return 0
+
+
+def _ablate_runs(arguments: EvaluateArguments) -> int:
+    """Score every finished run of a folder, and say what came of it."""
+    if arguments.json:
+        raise RequestError(
+            f"--json is for one run, and {arguments.run} holds several; the scores are in each run's ablation.json, and"
+            " coordrl report makes a table of them"
+        )
+    kinds = arguments.ablate
+    tally = ablate_runs(arguments.run, kinds, episodes=arguments.episodes, seed=arguments.seed, device=arguments.device)
+    parts = [f"{tally.scored} runs scored with {', '.join(kinds)}", f"{tally.before} had every score before"]
+    parts += [f"{tally.failed} failed"] if tally.failed else []
+    parts += [f"{tally.unfinished} not finished yet"] if tally.unfinished else []
+    print("; ".join(parts))
+    print(f"report: coordrl report {shlex.quote(str(arguments.run))}")
+    return 1 if tally.failed else 0
 
 
 def _score(model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments) -> dict[str, Evaluation]:
@@ -151,7 +175,7 @@ def _score(model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments) -> di
 
             line.update(sum(done.values()), describe)
 
-        return evaluate_ablations(model, spec, arguments.ablate, episodes, seed=seed, on_step=on_step)
+        return evaluate_ablations(model, spec, ("true", *arguments.ablate), episodes, seed=seed, on_step=on_step)
 
 
 def _print_score(model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments, evaluation: Evaluation) -> None:
@@ -172,17 +196,6 @@ def _print_score(model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments,
         f"  from {min(evaluation.returns):,.0f} to {max(evaluation.returns):,.0f};"
         f" mean length {sum(lengths) / len(lengths):,.0f} frames"
     )
-
-
-def _ablation_facts(
-    model: BaseAlgorithm, spec: Spec, arguments: EvaluateArguments, scores: Mapping[str, Evaluation]
-) -> dict[str, Any]:
-    """Return what ablation.json holds."""
-    facts: dict[str, Any] = {"games": arguments.episodes, "seed": arguments.seed, "protocol": spec.protocol}
-    facts["step"] = model.num_timesteps
-    for kind, score in scores.items():
-        facts[kind] = {"mean": score.mean, "half_width_95": score.half_width, "returns": score.returns}
-    return facts
 
 
 def _print_ablations(

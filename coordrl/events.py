@@ -89,6 +89,19 @@ def find_sources(out: Path) -> list[Source]:
     return [sources[key] for key in sorted(sources)]
 
 
+def find_whole(out: Path, sources: Sequence[Source]) -> Path | None:
+    """Return the folder of all runs that `out` is a part of, or None if `out` is whole.
+
+    What is made inside a part lies inside the whole too, where TensorBoard would show each run a second time.
+    """
+    place = sources[0].folder.path.resolve()
+    levels = sources[0].folder.read_spec().folder(Path()).parts
+    whole = place.parents[len(levels) - 1]
+    if place.parts[-len(levels) :] != levels or whole == out.resolve() or not out.resolve().is_relative_to(whole):
+        return None  # out is the whole, or holds several; or was copied from one without its upper levels
+    return whole
+
+
 def build(sources: Sequence[Source], log_folder: Path) -> Built:
     """Make the log folder, or what has changed of it, and take away what belongs to no run any more.
 

@@ -6,7 +6,6 @@ all) and count; the others are listed. What must not be mixed is refused: protoc
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coordrl.attempts import count_attempts
 from coordrl.errors import RequestError
-from coordrl.plan import PLAN_FILE, Arm, Cell, Plan, read_plan
+from coordrl.plan import (
+    ALPHA,
+    FEWEST,
+    INTERVAL,
+    PLAN_FILE,
+    Arm,
+    Cell,
+    Plan,
+    choose_control,
+    known_references,
+    read_plan,
+)
 from coordrl.record import Run, read_run
 from coordrl.results import WINDOW, RunFolder, Spec, find_runs
 from coordrl.suites import EXTRACTOR_SUMMARIES, SUITES
@@ -38,7 +49,7 @@ class Evidence:
     pairs: tuple[tuple[Arm, Arm], ...]  # (treatment, control)
     runs: Mapping[tuple[Arm, str, int], Run]  # by arm, game and seed, every cell of the matrix
     notes: tuple[str, ...]  # what a reader should know about the folder, in sentences
-    attempts: Mapping[str, int] = field(default_factory=dict)  # by cell's folder, if a launcher counted them
+    attempts: Mapping[str, int] = field(default_factory=dict)  # by cell's folder, if a launcher recorded them
 
     @property
     def missing(self) -> tuple[Run, ...]:
@@ -102,6 +113,7 @@ def read_evidence(out: Path) -> Evidence:
     if not planned and not folders:
         raise RequestError(f"{out} holds no runs and no {PLAN_FILE}; give the folder that train or compare wrote to")
     plan = read_plan(out) if planned else _plan_of(out, folders)
+    _check_criteria(plan)
     where = {cell.folder: cell.path(out) for cell in plan.runs} if planned else _places(folders)
     runs: dict[tuple[Arm, str, int], Run] = {}
     for cell in plan.runs:
@@ -119,7 +131,7 @@ def read_evidence(out: Path) -> Evidence:
         pairs=tuple(pair for pair in plan.pairs() if set(pair) <= seen),
         runs={key: run for key, run in runs.items() if key[0] in seen},
         notes=tuple(_notes(plan, planned, list(runs.values()), strangers)),
-        attempts=_attempts(out),
+        attempts=count_attempts(out),
     )
 
 
@@ -155,7 +167,6 @@ def _plan_of(out: Path, folders: Sequence[RunFolder]) -> Plan:
     agents = sorted({spec.agent for spec in specs})
     extractors = _in_order({spec.extractor for spec in specs}, EXTRACTOR_SUMMARIES)
     seeds = sorted({spec.seed for spec in specs})
-    control = next((name for name in ("nature", "pool") if name in extractors), extractors[0])
     cells = [
         replace(settings[agent], game=game, extractor=extractor, seed=seed)
         for seed in seeds
@@ -172,11 +183,15 @@ def _plan_of(out: Path, folders: Sequence[RunFolder]) -> Plan:
         steps=first.steps,
         protocol=first.protocol,
         overrides=(),
-        control=control,
+        control=choose_control(extractors),
         question="",
         better="",
         tests=(),
         exclusions=(),
+        alpha=ALPHA,
+        fewest_seeds=FEWEST,
+        interval=INTERVAL,
+        references=known_references(games),
         eval_every=0,
         eval_episodes=0,
         checkpoint_every=0,
@@ -193,6 +208,22 @@ def _in_order(names: set[str], order: Iterable[str]) -> list[str]:
     """Sort names by an order, those that it does not know behind, by alphabet."""
     known = list(dict.fromkeys(order))
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _check_criteria(plan: Plan) -> None:
+    """Check that this version judges runs as the plan says.
+
+    Raises:
+        RequestError: it would judge them otherwise.
+    """
+    mine = {"alpha": ALPHA, "fewest_seeds": FEWEST, "interval": INTERVAL}
+    for name, value in mine.items():
+        planned = getattr(plan, name)
+        if planned != value:
+            raise RequestError(
+                f"{PLAN_FILE} decided that {name} is {planned!r}, and this coordrl takes {value!r}; runs are judged as they"
+                " were planned to be. Report with the version that wrote the plan"
+            )
 
 
 def _check_plan(run: Run, plan: Plan) -> None:
@@ -224,9 +255,9 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
         notes.append(
             f"{_runs(short)} with a final return over fewer than {WINDOW} games, because no more were finished."
         )
-    known = [run.facts["versions"] for run in runs if isinstance(run.facts.get("versions"), dict)]
+    known = [run.facts["versions"] for run in runs if "versions" in run.facts]
     for package in sorted({name for versions_of in known for name in versions_of}):
-        versions = Counter(str(versions_of.get(package, "none")) for versions_of in known)
+        versions = Counter(versions_of.get(package, "none") for versions_of in known)
         if len(versions) > 1:
             listed = ", ".join(f"{version} in {_runs(count)}" for version, count in versions.most_common())
             notes.append(f"The runs were made with different versions of {package}: {listed}.")
@@ -235,14 +266,13 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
 
 def _confounded(runs: Sequence[Run]) -> list[str]:
     """Say where the arms were not made alike: with other versions, or on other processors."""
-    known = [run for run in runs if isinstance(run.facts.get("versions"), dict)]
-    known = [run for run in known if isinstance(run.facts.get("hardware"), dict)]
+    known = [run for run in runs if "versions" in run.facts and "hardware" in run.facts]
     notes = []
     for what in sorted({*(name for run in known for name in run.facts["versions"]), "processor"}):
         arms: dict[str, Counter[str]] = {}
         for run in known:
             facts = run.facts["hardware"] if what == "processor" else run.facts["versions"]
-            arms.setdefault(run.cell.arm.name, Counter())[str(facts.get(what, "none"))] += 1
+            arms.setdefault(run.cell.arm.name, Counter())[facts.get(what, "none")] += 1
         shares = {name: {value: n / counts.total() for value, n in counts.items()} for name, counts in arms.items()}
         values = {value for share in shares.values() for value in share}
         if any(
@@ -256,18 +286,3 @@ def _confounded(runs: Sequence[Run]) -> list[str]:
 def _runs(count: int) -> str:
     """Write a number of runs."""
     return "1 run" if count == 1 else f"{count} runs"
-
-
-def _attempts(out: Path) -> dict[str, int]:
-    """Count how often a launcher started each cell, by the cell's folder."""
-    counts: Counter[str] = Counter()
-    try:
-        lines = (out / "compare" / "attempts.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            counts[json.loads(line)["cell"]] += 1
-        except (ValueError, TypeError, KeyError):  # cut short by a crash
-            continue
-    return dict(counts)

@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from coordrl import stats
-from coordrl.errors import RequestError
 from coordrl.evidence import Evidence
-from coordrl.plan import Arm
+from coordrl.plan import ALPHA, FEWEST, Arm
 from coordrl.record import POINTS, Run
-from coordrl.references import random_and_human
 from coordrl.stats import Interval
 
-ALPHA = 0.05  # of each family of tests, and 1 - the level of every interval
-FEWEST = 5  # seeds an arm that a verdict over all games may rest on
 POWER = 0.8  # with which the smallest effect would be seen
 Array = NDArray[np.float64]
 
@@ -134,14 +130,11 @@ class Findings:
 
 def find(evidence: Evidence, *, resamples: int = stats.RESAMPLES) -> Findings:
     """Compute everything, each interval from so many resamples."""
-    references, unreferenced = {}, []
-    for game in evidence.plan.games:
-        try:
-            references[game] = random_and_human(game)
-        except RequestError:
-            unreferenced.append(game)
-    agents = tuple(_find_agent(evidence, agent, references, resamples) for agent in evidence.plan.agents)
-    return Findings(evidence, _correct(agents), tuple(unreferenced))
+    plan = evidence.plan
+    references = {game: plan.references[game] for game in plan.games if game in plan.references}
+    unreferenced = tuple(game for game in plan.games if game not in references)
+    agents = tuple(_find_agent(evidence, agent, references, resamples) for agent in plan.agents)
+    return Findings(evidence, _correct(agents), unreferenced)
 
 
 def band(curves: Sequence[Array], steps: int) -> Band:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from coordrl.attempts import count_attempts, record_end, record_start
 from coordrl.backends import LOST, Backend, Job, Work
 from coordrl.errors import RequestError
 from coordrl.plan import Cell, Plan
-from coordrl.results import RunFolder, Spec, append_row
+from coordrl.results import RunFolder, Spec
 
 POLL_SECONDS = 0.2
 BUSY_SECONDS = 5.0  # another process still holds the run's folder: most often one that is ending
@@ -61,7 +62,7 @@ def survey(plan: Plan, out: Path) -> list[CellState]:
     Raises:
         RequestError: a folder holds another run than the plan's.
     """
-    attempts = _count_attempts(attempts_file(out))
+    attempts = count_attempts(out)
     states = []
     for cell in plan.runs:
         folder = RunFolder(cell.path(out))
@@ -78,11 +79,6 @@ def survey(plan: Plan, out: Path) -> list[CellState]:
             state.state = "diverged"
         states.append(state)
     return states
-
-
-def attempts_file(out: Path) -> Path:
-    """Return where the launcher records attempts."""
-    return out / "compare" / "attempts.jsonl"
 
 
 def recipe_copy(out: Path, agent: str) -> Path:
@@ -178,9 +174,10 @@ class Launcher:
         log = self.out / "compare" / "logs" / (state.cell.folder.replace("/", "--") + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         words = (*train_words(self.plan, state.cell, self.out), *self._more_words)
+        state.attempts += 1
+        record_start(self.out, state.cell.folder, state.attempts)
         state.job = self.backend.start(Work(words, self.out, state.cell.folder, log), state.slot)
         state.state, state.began = "running", time.monotonic()
-        state.attempts += 1
 
     def _collect(self, queue: deque[CellState]) -> None:
         """Look which jobs ended, and put back those that have to go on."""
@@ -228,15 +225,15 @@ class Launcher:
 
     def _record(self, state: CellState, code: int) -> None:
         assert state.job is not None
-        row = {
-            "cell": state.cell.folder,
-            "attempt": state.attempts,
-            "exit_code": code,
-            "state": state.state,
-            "seconds": round(time.monotonic() - state.began, 3),
-            "where": state.job.where,
-        }
-        append_row(attempts_file(self.out), row)
+        record_end(
+            self.out,
+            state.cell.folder,
+            state.attempts,
+            exit_code=code,
+            state=state.state,
+            seconds=time.monotonic() - state.began,
+            where=state.job.where,
+        )
 
     def _stop_workers(self) -> None:
         """Ask the workers for a checkpoint and the end, and wait for them; kill those that do not come."""
@@ -306,22 +303,6 @@ def _has_diverged(folder: RunFolder, cell: Cell) -> bool:
         return Spec(**facts["spec"]) == cell.spec
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _count_attempts(file: Path) -> dict[str, int]:
-    """Count the attempts at each cell that earlier launchers recorded."""
-    counts: dict[str, int] = {}
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return counts
-    for line in lines:
-        try:
-            cell = json.loads(line)["cell"]
-        except (ValueError, TypeError, KeyError):  # cut short by a crash
-            continue
-        counts[cell] = counts.get(cell, 0) + 1
-    return counts
 
 
 def _describe_exit(code: int) -> str:

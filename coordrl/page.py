@@ -18,14 +18,13 @@ from markupsafe import Markup
 
 from coordrl import __version__, words
 from coordrl.charts import Chart, score_charts, styles_of
-from coordrl.errors import RequestError
 from coordrl.figures import inline_svg
 from coordrl.findings import AgentFinding, Findings, typical_rate
 from coordrl.panels import COLOURS, MARKERS, Style
 from coordrl.pictures import MapPictures, draw_run
 from coordrl.plan import Arm
 from coordrl.record import STATES, Run
-from coordrl.references import Published, published, random_and_human
+from coordrl.references import Published, published
 from coordrl.suites import CONTROLS, EXTRACTOR_SUMMARIES, find_protocol
 from coordrl.tables import Table, games_table, maps_table, runs_table
 from coordrl.usage import coordinate_charts
@@ -212,7 +211,7 @@ class Page:
         found: dict[str, Counter[str]] = {}
         for run in self.evidence.runs.values():
             for package, version in run.facts.get("versions", {}).items():
-                found.setdefault(package, Counter())[str(version)] += 1
+                found.setdefault(package, Counter())[version] += 1
         return [(package, _counts(versions)) for package, versions in found.items()]
 
     def _hardware(self) -> list[tuple[str, int]]:
@@ -235,7 +234,9 @@ class Page:
                 if at == game
             ]
             alike = {_column(one): one for one in others if one.protocol == self.plan.protocol}
-            rows.append({"game": game, "ours": ours, "alike": alike, "ends": _ends_of_scale(game), "all": others})
+            rows.append(
+                {"game": game, "ours": ours, "alike": alike, "ends": self.plan.references.get(game), "all": others}
+            )
         return rows if any(row["all"] for row in rows) else []
 
     def _published_columns(self) -> list[str]:
@@ -276,24 +277,17 @@ def _short(steps: int | None) -> str:
     return f"{steps / 1e6:g}M" if steps >= 10**6 else f"{steps:,}"
 
 
-def _ends_of_scale(game: str) -> tuple[float, float] | None:
-    """Return the scores of random and human play, where they are known."""
-    try:
-        return random_and_human(game)
-    except RequestError:
-        return None
-
-
 def _machine(hardware: Mapping[str, Any]) -> str:
     """Describe a machine in a line."""
+    cores, threads = hardware.get("cores"), hardware.get("torch_threads")
     parts = [
-        hardware.get("processor") or hardware.get("machine"),
-        words.counted(hardware.get("cores", 0), "core"),
-        words.counted(hardware.get("torch_threads", 0), "thread") + " of torch",
+        hardware.get("processor") or hardware.get("machine") or "processor unknown",
+        "cores unknown" if cores is None else words.counted(cores, "core"),
+        "threads unknown" if threads is None else words.counted(threads, "thread") + " of torch",
         hardware.get("cuda") or "no CUDA",
-        hardware.get("system"),
+        hardware.get("system") or "system unknown",
     ]
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(parts)
 
 
 def _counts(versions: Counter[str]) -> str:

@@ -1,8 +1,9 @@
 """The plan of a comparison: every run, the question and the rules, written before anything runs.
 
-Standard library only. The plan's hash covers all that is decided in it, and each run records it: a run that
-was made under another plan, or a plan that was changed afterwards, cannot pass unnoticed. Seeds may be added
-later, and then the plan says so (`extensions`).
+Standard library only. The plan's hash covers all that is decided in it, how the runs will be judged included, and
+each run records it: a run that was made under another plan, or a plan that was changed afterwards, cannot pass
+unnoticed. Seeds may be added later, and then the plan says so: each of its `extensions` holds the hash of the plan
+before it, and the plan's own hash covers them all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +19,19 @@ from typing import Any, NamedTuple
 
 from coordrl.errors import OutputError, RequestError
 from coordrl.recipes import Recipe, find_recipe
+from coordrl.references import random_and_human
 from coordrl.results import Spec, write_json
 from coordrl.suites import SUITES, check_extractor, choose_protocol, find_suite
 
-FORMAT = 1
+FORMAT = 2  # 1 had no criteria, and a hash without the extensions
 PLAN_FILE = "plan.json"
 MAX_SEEDS = 1000
 _CONTROLS = ("nature", "pool")  # the extractor that others are compared with, if it is there
+
+# How results become verdicts. They stand in every plan, and a report refuses a plan that was made with others.
+ALPHA = 0.05  # of each family of tests, and 1 - the level of every interval
+FEWEST = 5  # seeds an arm that a verdict over all games may rest on
+INTERVAL = "symmetric studentised bootstrap, 50,000 resamples within games"  # of the primary difference
 
 
 class Arm(NamedTuple):
@@ -62,7 +70,7 @@ class Extension:
     date: str  # ISO 8601, for example 2026-11-25
     seeds_before: int
     seeds_after: int
-    hash_before: str  # of the plan as it was
+    hash_before: str  # of the plan as it was, its own extensions included
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class Plan:
     better: str
     tests: tuple[str, ...]
     exclusions: tuple[str, ...]
+    alpha: float  # of each family of tests, and 1 - the level of every interval
+    fewest_seeds: int  # an arm, for a verdict over all games
+    interval: str  # the method of the primary difference's
+    references: Mapping[str, tuple[float, float]]  # random and human play, by game: 0 and 1 of normalised scores
     eval_every: int  # steps; 0 for no evaluations
     eval_episodes: int
     checkpoint_every: int  # steps
@@ -90,15 +102,13 @@ class Plan:
 
     @cached_property
     def hash(self) -> str:
-        """The first 16 hex digits of the SHA-256 of everything but the extensions, as canonical JSON."""
-        data = self._data()
-        del data["extensions"]
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        """The first 16 hex digits of the SHA-256 of everything, the extensions included, as canonical JSON."""
+        text = json.dumps(self._data(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """The hash of this plan and, before it, of each plan that it extends: what its runs may carry."""
+        """The chain: the hash of each plan that this one extends, and at its end its own. Its runs carry one of them."""
         return (*(extension.hash_before for extension in self.extensions), self.hash)
 
     def arms(self) -> list[Arm]:
@@ -141,6 +151,12 @@ class Plan:
         runs = tuple(_cell(replace(spec, seed=seed)) for seed in grown for spec in specs)
         extension = Extension(date, before, seeds, self.hash)
         return replace(self, seeds=grown, runs=runs, extensions=(*self.extensions, extension))
+
+    def before(self) -> Plan:
+        """Return the plan as it was before its last extension; there must be one."""
+        *earlier, last = self.extensions
+        runs = tuple(cell for cell in self.runs if cell.spec.seed < last.seeds_before)
+        return replace(self, seeds=self.seeds[: last.seeds_before], runs=runs, extensions=tuple(earlier))
 
     def _data(self) -> dict[str, Any]:
         """Return the fields as JSON holds them, without the hash."""
@@ -200,7 +216,7 @@ def make_plan(
     names = tuple(recipe.name for recipe in recipes)
     _check_list("agents", names)
     _check_list("extractors", extractors)
-    control = next((name for name in _CONTROLS if name in extractors), extractors[0])
+    control = choose_control(extractors)
     runs = [
         _cell(_spec(game, recipe, extractor, rules.name, seed, steps))
         for seed in range(seeds)
@@ -222,6 +238,10 @@ def make_plan(
         better=BETTER,
         tests=TESTS,
         exclusions=EXCLUSIONS,
+        alpha=ALPHA,
+        fewest_seeds=FEWEST,
+        interval=INTERVAL,
+        references=known_references(games),
         eval_every=eval_every,
         eval_episodes=eval_episodes,
         checkpoint_every=checkpoint_every,
@@ -229,17 +249,34 @@ def make_plan(
     )
 
 
+def choose_control(extractors: Sequence[str]) -> str:
+    """Return the extractor that the others are compared with: `nature`, else `pool`, else the first."""
+    return next((name for name in _CONTROLS if name in extractors), extractors[0])
+
+
+def known_references(games: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return the scores of random and human play of those games for which they are known."""
+    found = {}
+    for game in games:
+        with suppress(RequestError):  # such a game is compared by itself, and not in the aggregates
+            found[game] = random_and_human(game)
+    return found
+
+
 def read_plan(out: Path) -> Plan:
     """Read the plan of a folder.
 
     Raises:
-        RequestError: there is none, it is damaged, or it was changed after it was written.
+        RequestError: there is none, it is of another version or damaged, or it was changed after it was written.
     """
     file = out / PLAN_FILE
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
-            raise RequestError(f"{file} has format {data['format']!r}; this coordrl reads format {FORMAT}")
+            raise RequestError(
+                f"{file} has format {data['format']!r}, and this coordrl reads format {FORMAT}: another version wrote it."
+                " Go on, and report, with that version; or plan anew in another folder"
+            )
         plan, written = _parse(data), data["hash"]
     except FileNotFoundError as error:
         raise RequestError(f"{out} holds no comparison: it has no {PLAN_FILE}") from error
@@ -255,6 +292,7 @@ def read_plan(out: Path) -> Plan:
             f"{file} was changed after it was written: its hash is {plan.hash} and it says {written}. A plan stays as it"
             " is; put it back, or plan anew in another folder"
         )
+    _check_chain(file, plan)
     return plan
 
 
@@ -270,6 +308,20 @@ def write_plan(out: Path, plan: Plan) -> None:
         write_json(out / PLAN_FILE, {"format": data.pop("format"), "hash": plan.hash, **data})
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}. Choose another --out") from error
+
+
+def _check_chain(file: Path, plan: Plan) -> None:
+    """Check that each extension extends what it says that it does, whoever wrote the plan's own hash."""
+    while plan.extensions:
+        last, earlier = plan.extensions[-1], plan.before()
+        grown = earlier.seeds == tuple(range(last.seeds_before)) and last.seeds_before < last.seeds_after
+        if not grown or len(plan.seeds) != last.seeds_after or earlier.hash != last.hash_before:
+            raise RequestError(
+                f"{file} has an extension of {last.date}, from {last.seeds_before} to {last.seeds_after} seeds, that does not"
+                f" follow from the plan before it, whose hash is {earlier.hash} and not {last.hash_before}. The history of a"
+                " plan stays as it is; put it back, or plan anew in another folder"
+            )
+        plan = earlier
 
 
 # What is decided before any run. The report shows these sentences as they stand in the plan.
@@ -344,8 +396,9 @@ def _parse(data: Mapping[str, Any]) -> Plan:
     fields = {name: value for name, value in data.items() if name not in ("format", "hash")}
     runs = tuple(Cell(Spec(**run["spec"]), str(run["folder"])) for run in fields.pop("runs"))
     extensions = tuple(Extension(**extension) for extension in fields.pop("extensions"))
+    references = {game: (float(random), float(human)) for game, (random, human) in fields.pop("references").items()}
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    plan = Plan(**{**fields, **lists}, runs=runs, extensions=extensions)
+    plan = Plan(**{**fields, **lists}, runs=runs, extensions=extensions, references=references)
     if any(cell != _cell(cell.spec) for cell in runs):
         raise ValueError("a run does not lie where its spec says")
     return plan

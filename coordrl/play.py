@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_STEPS = MAX_GAME_FRAMES // FRAMES_PER_STEP
 _LAST_PICTURE = 2  # seconds for which the game's last picture stays
+_VIDEO = "(default: RUN/video/GAME-step-N-seed-N.mp4, N being the checkpoint's step and --seed)"
+_SHEET = "(default: beside the video, as .png)"
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class PlayArguments:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """a run's folder: runs/PROTOCOL/AGENT-EXTRACTOR/GAME/seed-N. See them with: coordrl train --list"""
-    video: Annotated[Path | None, tyro.conf.arg(metavar="FILE.mp4")] = None
-    """where the video goes; by default RUN/video/GAME-step-N-seed-N.mp4, N being the checkpoint's step and --seed"""
-    sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
-    """where the picture of the whole game goes; by default beside the video, as .png"""
+    video: Annotated[Path | None, tyro.conf.arg(metavar="FILE.mp4", help_behavior_hint=_VIDEO)] = None
+    """where the video goes"""
+    sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png", help_behavior_hint=_SHEET)] = None
+    """where the picture of the whole game goes"""
     seed: Count = 0
     """of the game and of the agent's choices: another number, another game"""
     max_steps: Count = MAX_STEPS

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from coordrl.errors import RequestError
 from coordrl.plan import Cell
-from coordrl.results import WINDOW, RunFolder, Spec, stream_rows
+from coordrl.results import WINDOW, RunFolder, Spec, read_json, stream_rows
 from coordrl.stats import area_under_curve
+from coordrl.suites import ABLATIONS
 
 POINTS = 100  # of a learning curve: at evenly spaced steps, the last of them the end
 STATES = ("finished", "diverged", "unfinished", "missing")
@@ -54,7 +55,7 @@ class Run:
     ratio: Array | None = None  # (POINTS,), root mean square of the coordinate weights over that of the image weights
     maps: tuple[tuple[Path, int], ...] = ()  # files of position maps, with their steps
     ablation: Mapping[str, Ablation] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of run.json: versions, hardware, parameters, command, plan
+    facts: Mapping[str, Any] = field(default_factory=dict)  # see _read_facts; empty if there is no run.json
 
 
 def read_run(cell: Cell, folder: RunFolder) -> Run:
@@ -94,7 +95,7 @@ def _read(cell: Cell, folder: RunFolder, spec: Spec) -> Run:
         ratio=_forward(log.ratios, log.step, spec.steps) if log.ratios else None,
         maps=tuple(folder.position_maps()),
         ablation=_read_ablation(folder.ablation_file, spec.steps),
-        facts=read_json(folder.spec_file),
+        facts=_read_facts(read_json(folder.spec_file)),
     )
     diverged = read_json(folder.path / "diverged.json")
     if folder.is_finished(spec):
@@ -104,13 +105,43 @@ def _read(cell: Cell, folder: RunFolder, spec: Spec) -> Run:
     return replace(run, note=f"at step {log.step:,} of {spec.steps:,}")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no such file or it is damaged."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+def _read_facts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what else run.json records, without what is not of its type: somebody may have changed the file by hand.
+
+    The plan is always there, None for a run made alone; parameters, command, versions and hardware where they are
+    what they should be, the last two with their sound entries alone.
+    """
+    plan = data.get("plan")
+    facts: dict[str, Any] = {
+        "plan": plan if plan is None else _text(plan if isinstance(plan, str) else json.dumps(plan))
+    }
+    if _is_count(data.get("parameters")):
+        facts["parameters"] = data["parameters"]
+    if isinstance(data.get("command"), str):
+        facts["command"] = _text(data["command"])
+    for name in ("versions", "hardware"):
+        entries = data.get(name)
+        if isinstance(entries, dict):
+            sound = {_text(key): _entry(key, value) for key, value in entries.items()}
+            facts[name] = {key: value for key, value in sound.items() if value is not None}
+    return facts
+
+
+def _entry(name: str, value: Any) -> str | int | None:
+    """Return an entry of versions or hardware if it is a word, or a number where one belongs; else None."""
+    if name in ("cores", "torch_threads"):
+        return value if _is_count(value) else None
+    return _text(value) if isinstance(value, str) else None
+
+
+def _is_count(value: Any) -> bool:
+    """Say whether a value is a whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(value: str) -> str:
+    """Return a text on one line that can be written to a file: JSON can hold half of a character."""
+    return " ".join(value.encode(errors="replace").decode().split())
 
 
 @dataclass
@@ -234,7 +265,8 @@ def _read_ablation(file: Path, steps: int) -> dict[str, Ablation]:
     step = data.get("step")
     if not isinstance(step, int) or step < steps:
         return found
-    for name, scores in data.items():
+    for name in ("true", *ABLATIONS):
+        scores = data.get(name)
         if isinstance(scores, dict) and "mean" in scores:
             half = scores.get("half_width_95")
             found[name] = Ablation(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from coordrl.console import Name, parse_arguments, run_command
+from coordrl.console import OptionalName, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
 from coordrl.results import write_json
 
@@ -42,9 +42,9 @@ class ReportArguments:
     """the folder that compare or train wrote to"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: RUNS/report)")] = None
     """the folder to write to"""
-    note: Name = ""
+    note: OptionalName = ""
     """a sentence at the top of the report, for example what the runs are too short to show"""
-    only: Name = ""
+    only: OptionalName = ""
     """one figure by its name, as the report gives it"""
 
 

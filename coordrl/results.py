@@ -239,6 +239,15 @@ def find_runs(out: Path) -> list[RunFolder]:
     return [RunFolder(file.parent) for file in sorted(out.glob("**/seed-*/run.json"))]
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no such file or it is damaged."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def write_json(file: Path, data: Any) -> None:
     """Replace a JSON file in one move: a reader sees the old one or the new one, whole."""
     replace_file(file, lambda partial: partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8"))

@@ -30,8 +30,15 @@ export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
 runs=(
 {runs}
 )
+folders=(
+{folders}
+)
 
 eval "set -- ${{runs[${{SLURM_ARRAY_TASK_ID:?run it with sbatch, or set SLURM_ARRAY_TASK_ID to a number from 0 to {last}}}]}}"
+folder="${{folders[$SLURM_ARRAY_TASK_ID]}}"
+tally={tallies}/slurm-"$SLURM_ARRAY_TASK_ID".crashes # how many in a row without a new checkpoint, and the newest one
+newest() {{ find "$folder/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\\n' 2>/dev/null | sort | tail -n 1; }}
+
 {python} -m coordrl.train "$@" --out {out} &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null' TERM INT
@@ -45,12 +52,27 @@ done
 again() {{
   if command -v scontrol >/dev/null && [ -n "${{SLURM_JOB_ID:-}}" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 }}
+crashed() {{
+  local count=0 checkpoint="" now
+  now="$(newest)"
+  if [ -f "$tally" ]; then read -r count checkpoint <"$tally"; fi
+  if [ "$now" != "$checkpoint" ]; then count=0; fi
+  count=$((count + 1))
+  if [ "$count" -gt {retries} ]; then
+    echo "coordrl: given up after $count crashes without progress" >&2
+    rm -f "$tally" # whoever submits it again wants it tried again
+  else
+    printf '%s %s\\n' "$count" "$now" >"$tally"
+    again
+  fi
+}}
+# Slurm's own count of restarts would not do: a node that fails, and a job that is preempted, are no crashes of the run.
 case "$code" in
-  0) ;;
+  0) rm -f "$tally" ;;
   70) code=0 ;;                    # diverged: it counts as it is
   2) ;;                            # refused: asking again changes nothing
   130 | 143 | 75) again ;;         # stopped, or its folder was still held: it goes on later
-  *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then again; fi ;;
+  *) crashed ;;
 esac
 exit "$code"
 """
@@ -63,7 +85,7 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         plan: the runs, in the order of their numbers.
         out: the folder of all runs, which every node has to see under the same path.
         workers: tasks at a time; 0 for as many as the cluster gives.
-        retries: how often a crashed task is queued again.
+        retries: how often a task that crashed is queued again without a new checkpoint; a new one begins the count anew.
         more_words: for `coordrl train`, beyond the plan's.
     """
     place = out.absolute()
@@ -79,6 +101,8 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         limit=f"%{workers}" if workers else "",
         logs=str(logs).replace("%", "%%"),
         runs="\n".join(f"  {shlex.quote(words)}" for words in runs),
+        folders="\n".join(f"  {shlex.quote(str(cell.path(place)))}" for cell in plan.runs),
+        tallies=shlex.quote(str(logs)),
         python=shlex.quote(sys.executable),
         out=shlex.quote(str(place)),
         retries=retries,

@@ -129,6 +129,13 @@ ABLATIONS: dict[str, str] = {
 }
 
 
+def ablations_of(extractor: str) -> tuple[str, ...]:
+    """Return the ablations that change what an extractor computes: moving coordinates that are all alike does not."""
+    if extractor in WITHOUT_COORDINATES:
+        return ()
+    return ("zero",) if extractor == "constant" else tuple(ABLATIONS)
+
+
 @cache
 def games() -> dict[str, str]:
     """Map each game's name ("MsPacman") to its ROM ("ms_pacman"), in alphabetical order."""

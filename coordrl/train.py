@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from coordrl.console import NO_WORDS, Count, Name, OptionalCount, Settings, parse_arguments, run_command
+from coordrl.console import NO_WORDS, Count, Name, OptionalCount, OptionalName, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
 from coordrl.process import obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
@@ -81,7 +81,7 @@ class TrainArguments:
     """a2c by SB3's own code alone, without the fast path: the same algorithm, slower"""
     workers: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_WORKERS)] = None
     """processes that an a2c on Atari is divided over; one seed and one number of processes give one result"""
-    plan: Name = ""
+    plan: OptionalName = ""
     """the hash of the comparison that the run is part of; coordrl compare sets it, and run.json records it"""
     list: bool = False
     """show games, suites, agents, extractors, protocols, and the runs below --out"""

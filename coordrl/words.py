@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 
 from coordrl.evidence import Evidence
-from coordrl.findings import ALPHA, FEWEST, POWER, GameFinding, PairFinding
+from coordrl.findings import POWER, GameFinding, PairFinding
+from coordrl.plan import ALPHA, FEWEST, Plan
 from coordrl.stats import Interval, can_claim
 
 NONE = "\N{EN DASH}"  # where there is no number
@@ -250,6 +251,19 @@ def partial_sentence(evidence: Evidence) -> str:
         f"{missing}: {listed(reasons)}. Whoever looks at unfinished runs and stops when they please finds differences"
         " where there are none: nothing here is a verdict before the matrix is complete."
     )
+
+
+def criteria(plan: Plan) -> list[str]:
+    """Say by what numbers the plan judges."""
+    scale = "; ".join(
+        f"{game} {random:,.10g} and {human:,.10g}".replace("-", _MINUS)
+        for game, (random, human) in plan.references.items()
+    )
+    return [
+        f"The interval of the primary difference: {plan.interval}, at {100 * (1 - plan.alpha):g} %.",
+        f"A verdict over all games takes {counted(plan.fewest_seeds, 'seed')} an arm at least.",
+        f"0 and 1 of normalised returns, by game: {scale or 'not known for these games'}.",
+    ]
 
 
 def compare_command(evidence: Evidence, out: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from coordrl.extractors import EXTRACTORS, shuffled_grid
 from coordrl.grids import coordinate_grid
 from coordrl.recipes import find_recipe
 from coordrl.results import RunFolder, Spec, write_json
-from coordrl.suites import ABLATIONS, WITHOUT_COORDINATES
+from coordrl.suites import ABLATIONS, WITHOUT_COORDINATES, ablations_of
 
 SMALL = {"a2c": ["n_envs=2"], "dqn": ["buffer_size=500", "n_envs=2"]}
 
@@ -155,6 +156,17 @@ def test_a_model_without_coordinates_and_an_unknown_ablation_are_refused_before_
         evaluate_ablations(build(env, "coord"), make_spec("coord"), ["zero", "shufle"], 10**6, seed=0)
 
 
+@pytest.mark.parametrize("extractor", list(EXTRACTORS))
+def test_the_ablations_of_an_extractor_are_those_that_are_not_refused(env: AtariVecEnv, extractor: str) -> None:
+    model = build(env, extractor)
+    possible = []
+    for kind in ABLATIONS:
+        with contextlib.suppress(RequestError):
+            check_ablation(model, kind)
+            possible.append(kind)
+    assert tuple(possible) == ablations_of(extractor)
+
+
 def test_the_extractors_named_as_without_coordinates_are_those_that_are_their_own_twins() -> None:
     assert set(WITHOUT_COORDINATES) == {name for name, found in EXTRACTORS.items() if found.twin == name}
 
@@ -202,20 +214,16 @@ def test_the_command_prints_a_table_and_writes_one_file(a_run: RunFolder) -> Non
     after = contents(a_run.path)
     written = json.loads(after.pop("ablation.json"))
     assert after == before
-    assert {name: written[name] for name in ("games", "seed", "protocol", "step")} == {
-        "games": 2,
-        "seed": 0,
-        "protocol": "zoo-v4",
-        "step": 2400,
-    }
+    assert (written.pop("protocol"), written.pop("step")) == ("zoo-v4", 2400)
     for row in rows:
         kind, mean, half, games, *more = row.split()
         score = written.pop(kind)
-        assert set(score) == {"mean", "half_width_95", "returns"}
+        assert set(score) == {"mean", "half_width_95", "returns", "seed"}
+        assert score["seed"] == 0
         assert score["mean"] == pytest.approx(np.mean(score["returns"]))
         assert (mean, half, int(games)) == (f"{score['mean']:.1f}", f"{score['half_width_95']:.1f}", 2)
         assert len(more) == (0 if kind == "true" else 2)
-    assert set(written) == {"games", "seed", "protocol", "step"}
+    assert written == {}
 
 
 @pytest.mark.slow
@@ -280,7 +288,117 @@ def test_scores_are_printed_even_if_they_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coordrl.evaluate.write_json", full)
+    monkeypatch.setattr("coordrl.ablations.write_json", full)
     code, out, err = run(capsys, str(a_run.path), "--ablate", "zero", "--episodes", "1")
     assert (code, "ablation.json cannot be written: No space left on device" in err) == (73, True)
     assert out.splitlines()[-1].split()[0] == "zero"
+
+
+class Games:
+    """Stands for evaluate: no game is played, and each score is the number of scores before it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**6) -> None:
+        self.played, self.stop_after = 0, stop_after
+        monkeypatch.setattr("coordrl.ablation.evaluate", self)
+
+    def __call__(self, model: Any, spec: Spec, episodes: int, *, seed: int, on_step: Any) -> Evaluation:
+        if self.played == self.stop_after:
+            raise KeyboardInterrupt
+        returns = [float(self.played)] * episodes
+        self.played += 1
+        on_step(returns, 7)
+        return Evaluation(returns, [7] * episodes)
+
+
+def scores_of(folder: RunFolder) -> dict[str, float]:
+    written = json.loads(folder.ablation_file.read_text())
+    return {kind: written[kind]["mean"] for kind in ("true", *ABLATIONS) if kind in written}
+
+
+def test_scores_of_other_kinds_stay_until_the_agent_trains_on(
+    a_run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_run.ablation_file.unlink(missing_ok=True)
+    Games(monkeypatch)
+    words = (str(a_run.path), "--episodes", "2")
+    assert run(capsys, *words, "--ablate", "zero")[0] == 0
+    assert scores_of(a_run) == {"true": 0, "zero": 1}
+    assert run(capsys, *words, "--ablate", "shuffle", "--seed", "5")[0] == 0
+    assert scores_of(a_run) == {"true": 2, "zero": 1, "shuffle": 3}
+    written = json.loads(a_run.ablation_file.read_text())
+    assert [written[kind]["seed"] for kind in ("true", "zero", "shuffle")] == [5, 0, 5]
+    write_json(a_run.ablation_file, {**written, "step": 1200})  # what an agent half as old would have left
+    assert run(capsys, *words, "--ablate", "shift")[0] == 0
+    assert scores_of(a_run) == {"true": 4, "shift": 5}
+    a_run.ablation_file.write_text('{"step": 2400, "true": [], "zero": {"me')
+    assert run(capsys, *words, "--ablate", "shift")[0] == 0
+    assert scores_of(a_run) == {"true": 6, "shift": 7}
+
+
+@pytest.fixture
+def some_runs(finished_run: RunFolder, tmp_path: Path) -> list[RunFolder]:
+    """Two finished runs with coordinates; beside them one without, one of constant ones, and one that is not finished."""
+    place = tmp_path / "runs" / "zoo-v4"
+    found = []
+    for extractor, seed in (("coord", 7), ("coord", 8), ("nature", 7), ("constant", 7), ("coord", 9)):
+        folder = RunFolder(place / f"a2c-{extractor}" / "Breakout" / f"seed-{seed}")
+        shutil.copytree(finished_run.path, folder.path)
+        for file in (folder.spec_file, folder.result_file):
+            facts = json.loads(file.read_text())
+            facts["spec"].update(extractor=extractor, seed=seed)
+            write_json(file, facts)
+        found.append(folder)
+    found[4].result_file.unlink()
+    return found
+
+
+def test_a_folder_of_runs_is_scored_in_one_command_that_can_be_stopped(
+    some_runs: list[RunFolder], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = some_runs[0].path.parents[3]
+    words = (str(out), "--ablate", "shuffle", "shift", "--episodes", "3")
+    Games(monkeypatch, stop_after=4)
+    code, _, said = run(capsys, *words)
+    assert code == 130
+    assert "stopped with 1 of 2 runs scored" in said
+    assert f"{some_runs[0].path}: true 0.0, shift 2.0, shuffle 1.0" in said
+    assert scores_of(some_runs[0]) == {"true": 0, "shuffle": 1, "shift": 2}
+    assert scores_of(some_runs[1]) == {"true": 3}
+    games = Games(monkeypatch)
+    code, shown, _ = run(capsys, *words)
+    assert (code, games.played) == (0, 2)  # what was whole is not played again
+    assert shown.startswith("1 runs scored with shuffle, shift; 1 had every score before; 1 not finished yet\n")
+    assert scores_of(some_runs[1]) == {"true": 3, "shuffle": 0, "shift": 1}
+    assert run(capsys, *words)[1].startswith("0 runs scored with shuffle, shift; 2 had every score before")
+    assert games.played == 2
+    run(capsys, str(out), "--ablate", "shift", "--episodes", "4")  # more games than before
+    assert games.played == 6
+    assert not any(folder.ablation_file.exists() for folder in some_runs[2:])
+
+
+def test_a_run_that_cannot_be_scored_is_said_and_the_others_are_scored(
+    some_runs: list[RunFolder], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(some_runs[0].checkpoints)
+    Games(monkeypatch)
+    with some_runs[1].lock():
+        code, shown, said = run(capsys, str(some_runs[0].path.parents[3]), "--ablate=shift", "--episodes", "1")
+    assert code == 1
+    assert "0 runs scored with shift; 0 had every score before; 1 failed; 1 not finished yet" in shown
+    assert f"not scored: {some_runs[0].path}" in said
+    assert f"left alone: {some_runs[1].path} is in use by process {os.getpid()}" in said
+
+
+def test_a_folder_of_runs_where_nothing_can_be_scored_is_refused(
+    some_runs: list[RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = some_runs[0].path.parents[2]
+    for words, complaint in (
+        ((str(arms / "a2c-nature"), "--ablate", "zero"), "holds no finished run with coordinates"),
+        ((str(arms / "a2c-constant"), "--ablate", "shift"), "holds no finished run with coordinates"),
+        ((str(arms), "--ablate", "shift", "--json"), "--json is for one run"),
+        ((str(arms),), "is no run: it has no run.json"),
+    ):
+        code, out, err = run(capsys, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert complaint in err

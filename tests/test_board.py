@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -226,6 +227,42 @@ def test_write_only_writes_beside_the_plan_and_leaves(
     assert read_board(tmp_path / "board") == read_board(tmp_path / "compare" / "tensorboard")
     assert main([str(tmp_path), "--write-only", "--out", str(tmp_path / "there")]) == 0
     assert len(read_board(tmp_path / "there")) == 6
+
+
+@pytest.mark.parametrize("part", ["zoo-v4", "zoo-v4/a2c-coord", "zoo-v4/a2c-coord/Pong"])
+def test_a_part_of_a_comparison_is_shown_without_leaving_each_run_twice_in_the_whole(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    files = sorted(tmp_path.rglob("*"))
+    shown = []
+
+    def launch(log_folder: Path, port: int) -> str:
+        shown.append(
+            (log_folder, sorted(path.name for path in log_folder.iterdir() if path.name.startswith("a2c-coord")))
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coordrl.board._launch", launch)
+    assert main([str(tmp_path / part), "--port", "0"]) == 130
+    ((log_folder, names),) = shown
+    assert names == ["a2c-coord", "a2c-coord mean"]
+    assert not log_folder.exists()
+    capsys.readouterr()
+    assert main([str(tmp_path / part), "--write-only"]) == 2
+    said = capsys.readouterr().err
+    assert f"{part} is a part of {tmp_path}, where TensorBoard would show" in said
+    assert said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == files
+    elsewhere = tmp_path / "elsewhere"
+    assert main([str(tmp_path / part), "--write-only", "--out", str(elsewhere)]) == 0
+    assert {"a2c-coord/seed-0", "a2c-coord mean"} <= set(read_board(elsewhere))
+
+
+def test_runs_that_were_copied_without_their_upper_folders_are_whole(plan: Plan, tmp_path: Path) -> None:
+    copy = tmp_path / "copied" / "here"
+    shutil.copytree(tmp_path / "zoo-v4" / "a2c-coord", copy)
+    assert main([str(copy), "--write-only"]) == 0
+    assert "a2c-coord mean" in read_board(copy / "board")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
-from coordrl.cluster import pack, recover, unpack
-from coordrl.launch import attempts_file, newest_checkpoint, survey
+from coordrl import __version__
+from coordrl.attempts import attempts_file
+from coordrl.cluster import Report, pack, recover, train_there, unpack
+from coordrl.launch import newest_checkpoint, survey
 from coordrl.plan import read_plan
 from coordrl.results import RunFolder
 
@@ -77,10 +79,14 @@ def cluster() -> Iterator[Cluster]:
     made.close()
 
 
-def compare(words: str, out: Path, address: str) -> subprocess.Popen[str]:
+def compare(words: str, out: Path, address: str, cwd: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "coordrl.compare", *words.split(), "--out", str(out)]
     launcher = subprocess.Popen(
-        [*command, "--backend", "ray", "--address", address], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [*command, "--backend", "ray", "--address", address],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
     )
     LAUNCHERS.append(launcher)
     return launcher
@@ -101,8 +107,8 @@ def test_a_node_that_is_lost_costs_at_most_a_checkpoint_interval(cluster: Cluste
     _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
     assert "was lost with its machine; it goes on from its checkpoint" in said
-    codes = [json.loads(line)["exit_code"] for line in attempts_file(out).read_text().splitlines()]
-    assert codes == [1000, 0]
+    rows = [json.loads(line) for line in attempts_file(out).read_text().splitlines()]
+    assert [row.get("exit_code") for row in rows] == [None, 1000, None, 0]
     assert [state.state for state in survey(read_plan(out), out)] == ["done"]
     log = next((out / "compare" / "logs").iterdir()).read_text()
     assert f"going on from the checkpoint at step {int(kept):,}" in log
@@ -123,6 +129,44 @@ def test_a_stopped_launcher_brings_the_checkpoints_home(cluster: Cluster, tmp_pa
     assert launcher.returncode == 143, said
     assert newest_checkpoint(run) > before
     assert run.export_file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sees", [True, False])
+def test_a_recipe_given_by_a_relative_path_reaches_a_node(cluster: Cluster, tmp_path: Path, sees: bool) -> None:
+    out = tmp_path / "runs"
+    out.mkdir()
+    recipe = (Path(__file__).parent.parent / "agents" / "a2c.toml").read_text().replace("n_envs = 16", "n_envs = 2")
+    (tmp_path / "mine.toml").write_text(recipe)
+    cluster.do("add" if sees else f"add {out}")
+    words = "--suite Pong --agents mine.toml --extractors nature --seeds 1 --steps 80"
+    launcher = compare(words, Path("runs"), cluster.address, cwd=tmp_path)
+    _, said = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, said
+    run = RunFolder(out / "zoo-v4" / "mine-nature" / "Pong" / "seed-0")
+    assert run.result_file.exists()
+    assert run.read_spec().settings["n_envs"] == 2
+
+
+def test_a_node_trains_with_the_content_of_a_recipe_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool) -> Report:
+        seen.append((Path(words[1]).name, Path(words[1]).read_text(), words[2:], send))
+        return Report(0, b"", "here")
+
+    monkeypatch.setattr("coordrl.cluster._watch", watch)
+    token = tmp_path / "lock"
+    token.touch()
+    facts = token.stat()
+    words, recipe = ["--agent", "runs/compare/recipes/mine.toml", "--seed", "3"], ("mine.toml", b"n_envs = 2")
+    for inode in (facts.st_ino, 0):
+        mark = (str(token), inode, facts.st_mtime_ns)
+        train_there(list(words), str(tmp_path), "a/b", mark, None, recipe, None, __version__)
+    same = ("mine.toml", "n_envs = 2", ["--seed", "3"])
+    assert seen == [(*same, False), (*same, True)]
 
 
 def test_a_packed_run_comes_out_as_it_was_without_partial_files(tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from coordrl.console import ProgressLine, format_seconds, parse_arguments
+from coordrl.board import BoardArguments
+from coordrl.compare import CompareArguments
+from coordrl.console import ProgressLine, format_seconds, parse_arguments, time_left
 from coordrl.errors import RequestError
+from coordrl.evaluate import EvaluateArguments
+from coordrl.play import PlayArguments
+from coordrl.report import ReportArguments
 from coordrl.results import RunFolder
 from coordrl.train import TrainArguments
 
@@ -26,6 +31,20 @@ def test_help_teaches_with_examples_and_exits_with_0(command: str) -> None:
     assert done.returncode == 0
     assert f"coordrl {command}" in done.stdout
     assert "For example:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [BoardArguments, CompareArguments, EvaluateArguments, PlayArguments, ReportArguments, TrainArguments],
+)
+def test_help_shows_no_empty_default(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(kind, "this", ["--help"])
+    words = " ".join(word for word in capsys.readouterr().out.split() if word != "│")
+    assert "(default:" in words
+    assert "(default: )" not in words
+    assert "(default: '')" not in words
+    assert "(default: None)" not in words
 
 
 def test_the_console_script_is_the_same_as_the_modules() -> None:
@@ -133,6 +152,17 @@ def test_durations_read_as_people_say_them() -> None:
         "1 h 00 min",
         "3 h 05 min",
         "2 d 4 h",
+    ]
+
+
+def test_without_a_unit_done_no_time_left_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine("working", 100, start=50, quiet_seconds=0.0) as line:
+        line.update(50, lambda: "fine")
+    assert capsys.readouterr().err == "working: 50 of 100 (50.0 %) · fine · time left: no estimate yet\n"
+    assert [time_left(done, 10, 30.0) for done in (0, 3, 10)] == [
+        "time left: no estimate yet",
+        "1 min left",
+        "0 s left",
     ]
 
 

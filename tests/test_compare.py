@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trainings import workers_of
 
+from coordrl.attempts import attempts_file, count_attempts, record_start
 from coordrl.backends import LocalBackend, Work
 from coordrl.compare import main
-from coordrl.launch import Launcher, attempts_file, read_progress, survey, train_words
+from coordrl.launch import Launcher, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores
 from coordrl.results import RunFolder
+from coordrl.slurm import write_script
 from coordrl.suites import CONTROLS
 
 COMMAND = [sys.executable, "-m", "coordrl.compare"]
@@ -63,23 +67,10 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def attempts(out: Path) -> list[dict[str, Any]]:
+def attempts(out: Path, event: str = "end") -> list[dict[str, Any]]:
     file = attempts_file(out)
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def workers_of(out: Path) -> list[int]:
-    """Return the processes that train into a folder, wherever they come from."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().split(b"\0")
-            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if b"coordrl.train" in words and str(out).encode() in words and state != "Z":
-            found.append(int(place.name))
-    return found
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for row in rows if row["event"] == event]
 
 
 def assert_each_cell_is_finished_once(out: Path) -> None:
@@ -109,6 +100,7 @@ def test_every_cell_of_the_matrix_is_run_and_carries_the_hash_of_the_plan(
     assert "Traceback" not in done.stderr
     assert_each_cell_is_finished_once(out)
     assert len(attempts(out)) == 4
+    assert sorted(row["cell"] for row in attempts(out, "start")) == sorted(row["cell"] for row in attempts(out))
 
 
 def test_the_arms_of_a_seed_and_game_are_started_as_a_block(finished: tuple[Path, Any]) -> None:
@@ -216,6 +208,10 @@ def test_a_stopped_launcher_leaves_no_worker_and_the_same_command_goes_on(tmp_pa
     assert again.returncode == 0, again.stderr
     plan = read_plan(tmp_path)
     assert {state.state for state in survey(plan, tmp_path)} == {"done"}
+    # An attempt that was killed together with its launcher has a start and no end.
+    assert count_attempts(tmp_path) == dict(Counter(row["cell"] for row in attempts(tmp_path, "start")))
+    assert max(count_attempts(tmp_path).values()) == 2
+    assert len(attempts(tmp_path, "start")) > len(attempts(tmp_path)) or how != signal.SIGKILL
     for cell in plan.runs:
         rows = [json.loads(line) for line in (cell.path(tmp_path) / "progress.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
@@ -384,6 +380,93 @@ def test_a_slurm_task_that_gets_sigterm_writes_a_checkpoint_and_asks_to_be_queue
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
 
 
+class Slurm:
+    """Runs the first task of a script with a stand-in for the training, which ends with the code that it is told to."""
+
+    def __init__(self, out: Path, place: Path, retries: int) -> None:
+        plan = make_plan("Pong", ["a2c"], ["nature"], 1, 1000, eval_every=0)
+        self.script = write_script(plan, out, workers=0, retries=retries)
+        self.checkpoints = RunFolder(plan.runs[0].path(out)).checkpoints
+        self.checkpoints.mkdir(parents=True)
+        self._place = place
+        training = place / "training"
+        training.write_text(
+            f'#!/bin/sh\nread -r code <"{place}/code"\n[ "$code" != wait ] || exec sleep 5\nexit "$code"\n'
+        )
+        scontrol = place / "scontrol"
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{place}/asked"\n')
+        for program in (training, scontrol):
+            program.chmod(0o755)
+        text = self.script.read_text().replace(
+            f"\n{shlex.quote(sys.executable)} -m", f"\n{shlex.quote(str(training))} -m"
+        )
+        self.script.write_text(text)
+
+    def start(self, code: str, restarts: int = 0) -> subprocess.Popen[str]:
+        (self._place / "code").write_text(f"{code}\n")
+        environment = {
+            **os.environ,
+            "SLURM_ARRAY_TASK_ID": "0",
+            "SLURM_JOB_ID": "17",
+            "PATH": f"{self._place}:/usr/bin:/bin",
+        }
+        task = subprocess.Popen(
+            ["bash", self.script],
+            env={**environment, "SLURM_RESTART_COUNT": str(restarts)},
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        STARTED.append(task)
+        return task
+
+    def requeued(self, code: str, restarts: int = 0) -> bool:
+        """Run the task, and say whether it asked to be queued again."""
+        asked = self.asked()
+        self.start(code, restarts).wait(timeout=30)
+        return self.asked() > asked
+
+    def asked(self) -> int:
+        file = self._place / "asked"
+        return file.read_text().count("requeue 17\n") if file.exists() else 0
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    (tmp_path / "bin").mkdir()
+    return Slurm(tmp_path / "runs of 1 plan", tmp_path / "bin", retries=2)
+
+
+def test_a_slurm_task_that_crashes_uses_up_its_retries(slurm: Slurm) -> None:
+    assert subprocess.run(["bash", "-n", slurm.script], check=False).returncode == 0
+    assert [slurm.requeued("1") for _ in range(3)] == [True, True, False]
+    assert [slurm.requeued(code) for code in ("74", "1", "137")] == [True, True, False]  # submitted again by hand
+
+
+def test_a_slurm_task_whose_node_failed_or_that_was_preempted_keeps_its_retries(slurm: Slurm) -> None:
+    assert [slurm.requeued("1", restarts=restarts) for restarts in (40, 41)] == [True, True]
+    for restarts in (42, 43):  # preempted: Slurm sends SIGTERM, and the training ends with 143 after a checkpoint
+        assert slurm.requeued("143", restarts=restarts)
+    failed = slurm.start(
+        "wait", restarts=44
+    )  # the node fails: the script ends with it, and Slurm itself queues it again
+    time.sleep(0.5)
+    failed.kill()
+    failed.wait()
+    assert not slurm.requeued("1", restarts=45)  # the third crash
+
+
+def test_a_slurm_task_that_came_to_a_new_checkpoint_begins_its_count_anew(slurm: Slurm) -> None:
+    assert [slurm.requeued("1") for _ in range(2)] == [True, True]
+    (slurm.checkpoints / "000000000100").mkdir()
+    (slurm.checkpoints / ".000000000200.partial").mkdir()
+    assert [slurm.requeued("1") for _ in range(3)] == [True, True, False]
+
+
+def test_a_slurm_task_that_is_done_refused_or_diverged_is_not_queued_again(slurm: Slurm) -> None:
+    assert not any(slurm.requeued(code) for code in ("0", "2", "70"))
+    assert slurm.start("70").wait(timeout=30) == 0
+
+
 def test_the_words_of_a_cell_make_exactly_its_spec(tmp_path: Path) -> None:
     from coordrl.console import parse_arguments
     from coordrl.train import TrainArguments, _specify
@@ -420,6 +503,24 @@ def test_a_crashed_run_keeps_its_place_beside_the_other_arms_of_its_seed(tmp_pat
     assert backend.started.count(first) == 2
     # It waits a second, in which a few others pass: not all of them.
     assert backend.started.index(first, 1) < 20 < len(backend.started) == 61
+
+
+def test_attempts_are_numbered_on_after_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    plan = make_plan("Pong", ["a2c"], ["nature"], 2, 1000, eval_every=0)
+    first, second = (cell.folder for cell in plan.runs)
+    (tmp_path / "compare").mkdir()
+    record_start(tmp_path, first, 1)  # and the launcher was killed
+    backend = Scripted()
+    Launcher(plan, tmp_path, backend, retries=3).run()
+    assert backend.started == [first, second, first]
+    numbers = [(row["cell"], row["attempt"]) for row in attempts(tmp_path, "start")]
+    assert numbers == [(first, 1), (first, 2), (second, 1), (first, 3)]
+    assert [(row["cell"], row["attempt"], row["exit_code"]) for row in attempts(tmp_path)] == [
+        (first, 2, 1),
+        (second, 1, 2),
+        (first, 3, 2),
+    ]
+    assert count_attempts(tmp_path) == {first: 3, second: 1}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_matrix
 
+from coordrl.attempts import attempts_file, record_end, record_start
 from coordrl.errors import RequestError
 from coordrl.evidence import Evidence, read_evidence
 from coordrl.plan import Arm, Cell, Plan, make_plan, write_plan
@@ -258,6 +259,28 @@ def test_runs_of_another_plan_are_refused_and_those_of_the_plan_before_are_not(t
         read_evidence(tmp_path)
 
 
+def test_a_plan_that_lost_its_history_is_told_by_the_runs_of_the_plan_before(tmp_path: Path) -> None:
+    plan = written(tmp_path)
+    fresh = planned(3)  # as if nobody had looked at two seeds first
+    write_plan(tmp_path, fresh)
+    with pytest.raises(RequestError, match=f"belongs to the plan {plan.hash}, and plan.json is {fresh.hash}"):
+        read_evidence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"alpha": 0.1}, "decided that alpha is 0.1, and this coordrl takes 0.05"),
+        ({"fewest_seeds": 2}, "decided that fewest_seeds is 2, and this coordrl takes 5"),
+        ({"interval": "percentile"}, "decided that interval is 'percentile', and this coordrl takes 'symmetric"),
+    ],
+)
+def test_a_plan_with_other_criteria_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    written(tmp_path, replace(planned(), **changes))
+    with pytest.raises(RequestError, match=complaint):
+        read_evidence(tmp_path)
+
+
 def test_a_run_that_was_made_alone_counts_and_is_said(tmp_path: Path) -> None:
     plan = written(tmp_path)
     change(plan.runs[0].path(tmp_path) / "run.json", lambda data: data.update(plan=None))
@@ -355,11 +378,17 @@ def test_different_versions_are_said(tmp_path: Path) -> None:
 
 def test_attempts_are_counted_for_each_cell(tmp_path: Path) -> None:
     plan = written(tmp_path)
-    log = tmp_path / "compare" / "attempts.jsonl"
-    log.parent.mkdir()
-    first, second = plan.runs[0].folder, plan.runs[1].folder
-    log.write_text("".join(json.dumps({"cell": cell}) + "\n" for cell in (first, second, first)) + '{"cell": "cut sh')
-    assert read_evidence(tmp_path).attempts == {first: 2, second: 1}
+    (tmp_path / "compare").mkdir()
+    first, second, third = (cell.folder for cell in plan.runs[:3])
+    end: dict[str, Any] = {"exit_code": 1, "state": "waiting", "seconds": 2.0, "where": "process 17"}
+    record_start(tmp_path, first, 1)
+    record_end(tmp_path, first, 1, **end)
+    record_start(tmp_path, second, 1)
+    record_start(tmp_path, first, 2)  # its launcher was killed, and so was the next one's
+    record_start(tmp_path, first, 3)
+    with attempts_file(tmp_path).open("a") as log:
+        log.write('{"cell": "cut sh\n[]\n' + json.dumps({"cell": third, "attempt": None}))
+    assert read_evidence(tmp_path).attempts == {first: 3, second: 1}
 
 
 def test_a_real_run_is_read_as_it_is(finished_run: RunFolder) -> None:

@@ -12,11 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from coordrl import words
-from coordrl.errors import RequestError
 from coordrl.evidence import Evidence
-from coordrl.findings import ALPHA, Findings, PairFinding, band
+from coordrl.findings import Findings, PairFinding, band
 from coordrl.findings import find as find_with
-from coordrl.plan import Arm, Plan, make_plan
+from coordrl.plan import ALPHA, INTERVAL, Arm, Plan, make_plan
 from coordrl.record import POINTS, Run
 from coordrl.references import random_and_human
 from coordrl.suites import SUITES
@@ -203,20 +202,25 @@ def test_nothing_finished_says_nothing() -> None:
     assert findings.agents[0].profile is None
 
 
-def test_games_without_reference_scores_are_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    evidence = evidence_of(plan_of(8), [5.0] * 9)
-
-    def unknown(game: str) -> tuple[float, float]:
-        raise RequestError(f"nothing is known of {game}")
-
-    monkeypatch.setattr("coordrl.findings.random_and_human", unknown)
-    findings = find(evidence)
+def test_games_without_reference_scores_are_compared_one_by_one() -> None:
+    findings = find(evidence_of(replace(plan_of(8), references={}), [5.0] * 9))
     pair = only(findings)
     assert findings.unreferenced == GAMES
     assert (pair.verdict, pair.differences) == ("none", {})
     assert {game.verdict for game in pair.by_game} == {"better"}
     assert words.headline(pair, partial=False) == "coord and nature are compared game by game alone."
     assert "no scores of random and human play" in words.overall(pair, "a human")[0]
+
+
+def test_scores_are_normalised_by_the_plans_own_references_and_not_by_what_is_published_since() -> None:
+    plan = plan_of(6)
+    wider = {game: (random, human + (human - random)) for game, (random, human) in plan.references.items()}
+    usual, other = (only(find(evidence_of(one, [0.3] * 9))) for one in (plan, replace(plan, references=wider)))
+    assert other.differences["IQM"].estimate == pytest.approx(usual.differences["IQM"].estimate / 2)
+
+
+def test_the_primary_difference_has_the_interval_that_the_plan_names() -> None:
+    assert only(find_with(evidence_of(plan_of(3), [0.3] * 9))).differences["IQM"].method == INTERVAL
 
 
 def test_few_seeds_are_not_rested_on_even_where_the_interval_is_clear() -> None:

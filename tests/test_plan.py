@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordrl.errors import OutputError, RequestError
-from coordrl.plan import Extension, Plan, make_plan, read_plan, write_plan
+from coordrl.plan import Extension, Plan, _parse, make_plan, read_plan, write_plan
 from coordrl.recipes import find_recipe
 from coordrl.suites import SUITES
 
@@ -83,7 +84,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "runs").iterdir()] == ["plan.json"]
 
 
-def test_the_hash_covers_everything_but_the_extensions() -> None:
+def test_the_hash_covers_everything() -> None:
     plan = small()
     changes: list[dict[str, Any]] = [
         {"question": "?"},
@@ -94,10 +95,15 @@ def test_the_hash_covers_everything_but_the_extensions() -> None:
         {"seeds": (0, 1)},
         {"runs": plan.runs[:-1]},
         {"eval_episodes": 11},
+        {"control": "coord"},
+        {"alpha": 0.1},
+        {"fewest_seeds": 2},
+        {"interval": "percentile bootstrap"},
+        {"references": {**plan.references, "Pong": (-20.7, 14.7)}},
+        {"extensions": (Extension("2026-11-25", 2, 3, "0" * 16),)},
     ]
     hashes = {plan.hash, *(replace(plan, **change).hash for change in changes)}
     assert len(hashes) == 1 + len(changes)
-    assert replace(plan, extensions=(Extension("2026-11-25", 2, 3, "0" * 16),)).hash == plan.hash
     assert small().hash == plan.hash
 
 
@@ -108,7 +114,9 @@ def test_seeds_added_later_are_said_openly(tmp_path: Path) -> None:
     assert grown.hashes == (plan.hash, grown.hash)
     assert grown.runs == small(seeds=5).runs
     assert grown.runs[: len(plan.runs)] == plan.runs
+    assert grown.hash != small(seeds=5).hash  # it was not decided at once, and its hash says so
     assert grown.extended(6, "2026-12-01").hashes[:2] == grown.hashes
+    assert grown.extended(6, "2026-12-01").before() == grown
     write_plan(tmp_path, grown)
     assert read_plan(tmp_path) == grown
     with pytest.raises(RequestError, match="the plan has 3 seeds; ask for more"):
@@ -156,8 +164,9 @@ def test_a_wrong_request_is_one_clear_line(change: dict[str, Any], complaint: st
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read: KeyError"),
-        ('{"format": 2}', "has format 2; this coordrl reads format 1"),
-        ('{"format": 1, "runs": 3, "extensions": []}', "cannot be read"),
+        ('{"format": 1, "runs": []}', "has format 1, and this coordrl reads format 2: another version wrote it"),
+        ('{"format": 2, "runs": 3, "extensions": []}', "cannot be read"),
+        ('{"format": 2, "runs": [], "extensions": [], "references": {"Pong": [1]}}', "cannot be read: ValueError"),
     ],
 )
 def test_a_damaged_plan_is_one_clear_line(text: str, complaint: str, tmp_path: Path) -> None:
@@ -174,6 +183,53 @@ def test_a_plan_changed_by_hand_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("Better means one thing", "Better means anything"))
     with pytest.raises(RequestError, match="was changed after it was written"):
         read_plan(tmp_path)
+
+
+def rewritten(out: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a plan's file, and its hash with it, as somebody might who knows how it is made."""
+    file = out / "plan.json"
+    data = json.loads(file.read_text())
+    edit(data)
+    data["hash"] = _parse(data).hash
+    file.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data["extensions"].pop(0),
+        lambda data: data["extensions"].pop(1),
+        lambda data: data["extensions"].reverse(),
+        lambda data: data["extensions"][0].update(date="2026-11-24"),
+        lambda data: data["extensions"][0].update(seeds_before=2),
+        lambda data: data["extensions"][0].update(hash_before="0" * 16),
+        lambda data: data["extensions"][1].update(seeds_after=7),
+        lambda data: data["extensions"][1].update(seeds_before=3),
+        lambda data: data.update(better="What we found."),
+        lambda data: data.update(references={}),
+    ],
+)
+def test_a_history_that_was_changed_is_refused_even_if_the_hash_was_made_anew(
+    edit: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    write_plan(tmp_path, small().extended(5, "2026-11-25").extended(6, "2026-12-01"))
+    rewritten(tmp_path, lambda data: None)
+    read_plan(tmp_path)
+    rewritten(tmp_path, edit)
+    with pytest.raises(RequestError, match="that does not follow from the plan before it") as caught:
+        read_plan(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_extension_that_was_taken_out_or_rewritten_is_refused(tmp_path: Path) -> None:
+    grown = small().extended(5, "2026-11-25")
+    for extensions in ((), (replace(grown.extensions[0], seeds_before=4),)):
+        write_plan(tmp_path, grown)
+        data = json.loads((tmp_path / "plan.json").read_text())
+        data["extensions"] = [asdict(extension) for extension in extensions]
+        (tmp_path / "plan.json").write_text(json.dumps(data))
+        with pytest.raises(RequestError, match="was changed after it was written"):
+            read_plan(tmp_path)
 
 
 def test_no_plan_and_no_place_for_one_are_said(tmp_path: Path) -> None:

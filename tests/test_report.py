@@ -13,11 +13,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic_runs import write_matrix
 
 from coordrl.errors import RequestError
@@ -26,7 +29,7 @@ from coordrl.figures import inline_svg
 from coordrl.findings import find
 from coordrl.page import Page
 from coordrl.panels import Panel
-from coordrl.plan import Plan, make_plan
+from coordrl.plan import Plan, make_plan, read_plan
 from coordrl.report import main
 from coordrl.results import write_json
 from coordrl.suites import SUITES
@@ -302,6 +305,85 @@ def test_a_partial_matrix_says_so_at_its_top(tmp_path: Path) -> None:
     assert "it counts, with" in text
     assert f"<code>{folders[-3]}</code>: unfinished at step 240," in text
     Tags(text)
+
+
+def test_the_runs_that_lack_a_score_without_coordinates_are_named(tmp_path: Path) -> None:
+    plan = planned(3)
+    write_matrix(tmp_path, plan, rows=40, ablations=True)
+    coord = [cell for cell in plan.runs if cell.spec.extractor == "coord" and cell.spec.game == "Pong"]
+    file = coord[1].path(tmp_path) / "ablation.json"
+    scores = json.loads(file.read_text())
+    del scores["shuffle"]
+    write_json(file, scores)
+    (coord[2].path(tmp_path) / "ablation.json").unlink()
+    chart = page(tmp_path).charts["ablations-a2c"]
+    named = f"{coord[1].folder} (shuffle) and {coord[2].folder} (true, zero and shuffle); a kind"
+    assert f"Scores are missing of {named}" in chart.caption
+    texts = {panel.key: panel.alt for panel in chart.panels}
+    assert "shuffle" in texts["MsPacman-coord"]
+    assert "shuffle" not in texts["Pong-coord"]
+    shown = Counter((row[0], row[3]) for row in chart.table.rows)
+    assert [shown["Pong", kind] for kind in ("true", "zero", "shuffle")] == [2, 2, 1]
+    assert shown["MsPacman", "shuffle"] == 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(categories=None), max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values, max_size=3),
+    max_leaves=6,
+)
+PLACES = (
+    *(("parameters",), ("versions",), ("hardware",), ("command",), ("plan",), ("versions", "torch")),
+    *(("hardware", name) for name in ("cores", "torch_threads", "processor", "machine", "system", "cuda")),
+)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    write_matrix(out, make_plan("Pong", ["a2c"], ["nature", "coord"], 1, 400), rows=4, maps=False)
+    return out
+
+
+def plain_page(runs: Path) -> Page:
+    """Make the page without its figures, which take seconds."""
+    return Page(replace(find(read_evidence(runs), resamples=10), agents=()), runs="runs", out="report")
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(PLACES), JSON, min_size=1, max_size=4))
+def test_facts_of_any_type_make_a_page_or_one_clear_line(two_runs: Path, changes: dict[tuple[str, ...], Any]) -> None:
+    file = read_plan(two_runs).runs[0].path(two_runs) / "run.json"
+    whole = file.read_bytes()
+    facts = json.loads(whole)
+    for place, value in sorted(changes.items()):
+        inner = facts[place[0]] if len(place) > 1 else facts
+        if isinstance(inner, dict):
+            inner[place[-1]] = value
+    another = facts["plan"] not in (None, read_plan(two_runs).hash)
+    try:
+        file.write_text(json.dumps(facts))
+        if another:
+            with pytest.raises(RequestError, match=r"\A[^\n]* belongs to the plan [^\n]*\Z"):
+                read_evidence(two_runs)
+            return
+        made = plain_page(two_runs)
+        for text in (*made.texts.values(), *(str(row) for row in made.tables["runs"].rows)):
+            text.encode()
+    finally:
+        file.write_bytes(whole)
+
+
+def test_facts_of_wrong_types_are_shown_as_unknown(tmp_path: Path) -> None:
+    write_matrix(tmp_path, make_plan("Pong", ["a2c"], ["nature", "coord"], 1, 400), rows=4, maps=False)
+    odd: dict[str, Any] = {"parameters": "many", "versions": ["2.13"], "hardware": {"cores": "two"}, "command": None}
+    for cell in read_plan(tmp_path).runs:
+        file = cell.path(tmp_path) / "run.json"
+        write_json(file, {**json.loads(file.read_text()), **odd})
+    text = html(tmp_path)
+    assert "<li>processor unknown, cores unknown, threads unknown, no CUDA, system unknown: 2 runs</li>" in text
+    assert '<td data-label="parameters">\N{EN DASH}</td>' in text
+    assert {row[-1] for row in page(tmp_path).tables["runs"].rows} == {None}
 
 
 def test_an_extended_plan_says_so(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from stable_baselines3 import A2C, DQN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from coordrl.console import ProgressLine
 from coordrl.results import RunFolder, read_rows
 from coordrl.suites import FRAMES_PER_STEP
 from coordrl.train import main
@@ -295,6 +296,26 @@ def test_evaluating_says_in_a_line_that_the_newest_checkpoint_was_skipped(
     (said,) = (line for line in done.stderr.splitlines() if "skipped" in line)
     assert said.startswith("coordrl: checkpoint skipped: 000000002400: policy.safetensors has changed")
     assert said.endswith("this is the one of step 1,600")
+
+
+def test_during_the_last_evaluation_the_time_left_is_that_of_the_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[int, str, str]] = []
+
+    def update(line: ProgressLine, done: int, describe: Any, left: Any = None) -> None:
+        said.append((done, describe(), left() if left else "by steps"))
+
+    monkeypatch.setattr(ProgressLine, "update", update)
+    words = "--game Breakout --steps 80 --set n_envs=2 --eval-every 40 --eval-episodes 2 --device cpu"
+    assert main([*words.split(), "--out", str(tmp_path)]) == 0
+    games = [(done, left) for done, text, left in said if text.startswith("evaluating: ")]
+    first = [left for done, left in games if done < 80]
+    last = [left for done, left in games if done == 80]
+    assert set(first) == {"by steps"}
+    assert last[0] == "time left: no estimate yet"
+    assert last[-1] == "0 s left"
+    assert "by steps" not in last
 
 
 def test_dqn_runs_from_end_to_end_and_its_schedule_ends_where_it_should(tmp_path: Path) -> None:
