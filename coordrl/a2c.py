@@ -74,6 +74,8 @@ class A2C(stable_baselines3.A2C):
             super().train()
             return
         loss = self._loss
+        for parameter, gradient in self._network.gradients.items():
+            parameter.grad = gradient
         if loss is None:
             loss = fast_rollout.gradients(
                 self._network,
@@ -107,7 +109,7 @@ class A2C(stable_baselines3.A2C):
         assert self._network is not None
         if divided is None:
             self._division = None
-        elif self._division is None or self._division.env is not divided:
+        elif self._division is None or divided.played_by is not self._division:
             self._division = Division(divided, self._network)
         self.path = f"fast, divided over {len(divided.sizes)} processes" if divided else "fast"
         return self._network

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coordrl.console import ProgressLine
-from coordrl.errors import BusyError, DivergedError, OutputError, RequestError, StoppedError
+from coordrl.errors import BusyError, DivergedError, OutputError, RequestError, ResumableError, StoppedError
 from coordrl.plan import PLAN_FILE, read_plan
 from coordrl.results import RunFolder, Spec, find_runs, read_json, write_json
 from coordrl.suites import ABLATIONS, ablations_of
@@ -135,7 +135,7 @@ def _ablate(tasks: Sequence[Task], kinds: Sequence[str], episodes: int, seed: in
                 scored += 1
             except BusyError as error:
                 line.say(f"left alone: {error}")
-            except (RequestError, DivergedError) as error:
+            except (RequestError, DivergedError, ResumableError) as error:
                 line.say(f"not scored: {error}")
                 failed += 1
             except KeyboardInterrupt as error:

@@ -36,7 +36,7 @@ LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; nothing here changes what it learns."""
+    """How a run is carried out; of these, the number of workers changes what is drawn, and nothing else anything."""
 
     device: str
     checkpoint_every: int  # steps

@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.atari import AtariVecEnv
 from coordrl.errors import RequestError
+from coordrl.suites import choose_protocol, find_game
 from coordrl.vectors import Indices, WholeVecEnv, check_actions, spread_seed
-from coordrl.workers import Memory, Worker, default_workers, hire
+from coordrl.workers import Memory, Worker, default_workers, end, hire
 
 Infos = list[dict[str, Any]]
 
@@ -52,17 +53,18 @@ class PartArrays:
         self.rewards: NDArray[np.float32] = carve()  # with the value of what was cut off
         self.dones: NDArray[np.float32] = carve()
         self.starts: NDArray[np.float32] = carve()
-        self.values: NDArray[np.float32] = carve()
         self.log_probs: NDArray[np.float32] = carve()
         self.advantages: NDArray[np.float32] = carve()
         self.returns: NDArray[np.float32] = carve()
+        self.values: NDArray[np.float32] = carve()  # (n_steps + 1, n_envs): the last are of what came after
 
 
 def _layout(n_envs: int, n_steps: int) -> Iterator[tuple[tuple[int, ...], Any, int]]:
     """Yield shape, dtype and first byte of each array, in their order."""
     start = 0
     images = [((n_steps + 1, n_envs, *_IMAGE), np.uint8), ((n_steps, n_envs, *_IMAGE), np.uint8)]
-    for shape, dtype in [*images, ((n_steps, n_envs), np.int64), *[((n_steps, n_envs), np.float32)] * 8]:
+    numbers = [*[((n_steps, n_envs), np.float32)] * 7, ((n_steps + 1, n_envs), np.float32)]
+    for shape, dtype in [*images, ((n_steps, n_envs), np.int64), *numbers]:
         yield shape, dtype, start
         start += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
     yield (), np.uint8, start  # the end
@@ -109,7 +111,6 @@ class Part:
 
     def reset_async(self, seed: int | None) -> None:
         """Begin a reset; the first environment gets the seed, if there is one."""
-        self.worker.settle()
         self.worker.tell({"do": "reset", "seed": seed})
 
     def reset_wait(self) -> tuple[NDArray[np.uint8], Infos]:
@@ -165,6 +166,8 @@ class DividedVecEnv(WholeVecEnv):
     ) -> None:
         if n_envs < 1:
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
+        game = find_game(game)  # before any process is started
+        choose_protocol([game], protocol)
         hired = None if workers is None or isinstance(workers, int) else [*workers]
         count = len(hired) + 1 if hired is not None else default_workers(n_envs)
         if isinstance(workers, int):
@@ -174,12 +177,15 @@ class DividedVecEnv(WholeVecEnv):
         self.sizes = [n_envs // count + (number < n_envs % count) for number in range(count)]
         ends = [*accumulate(self.sizes)]
         self.slices = [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
-        self._waiting = False
+        self._waiting = self._closed = False
+        self.played_by: object = None  # who plays whole rollouts with the parts: each part can serve one
         # Started before the rest, so that they import while this process goes on.
         others = hire(WORKER, count) if hired is None else hired
         self.parts = [Part(worker, size) for worker, size in zip(others, self.sizes[1:], strict=True)]
         try:
-            self.mine = AtariVecEnv(game, self.sizes[0], protocol=protocol, num_threads=1, training=training)
+            self.mine = AtariVecEnv(
+                game, self.sizes[0], protocol=protocol, num_threads=1 if self.parts else None, training=training
+            )
             self.game, self.protocol, self.training = self.mine.game, self.mine.protocol, training
             for part in self.parts:
                 part.make(self.game, self.protocol.name, training)
@@ -188,8 +194,7 @@ class DividedVecEnv(WholeVecEnv):
             super().__init__(n_envs, self.mine.observation_space, self.mine.action_space)
             self.seed(seed)
         except BaseException:
-            for part in self.parts:
-                part.worker.close()
+            end(others)
             raise
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -204,6 +209,7 @@ class DividedVecEnv(WholeVecEnv):
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
+        self._check_open()
         if self._waiting:
             self.step_wait()
         for part, chosen in zip(self.parts, self.slices[1:], strict=True):
@@ -229,6 +235,7 @@ class DividedVecEnv(WholeVecEnv):
         """
         if self._waiting:
             raise RequestError("step_async was called twice; call step_wait in between")
+        self._check_open()
         sent = check_actions(actions, self.num_envs, len(self.action_meanings), self.game)
         self.mine.step_async(sent[self.slices[0]])
         for part, chosen in zip(self.parts, self.slices[1:], strict=True):
@@ -248,6 +255,11 @@ class DividedVecEnv(WholeVecEnv):
         self.note_lives(infos)
         return observations, rewards, dones, infos
 
+    def _check_open(self) -> None:
+        """Refuse where the environments are closed."""
+        if self._closed:
+            raise RequestError("this DividedVecEnv is closed; construct another one")
+
     def note_lives(self, infos: Infos) -> None:
         """Remember the lives of each game."""
         self._lives = [info["lives"] for info in infos]
@@ -255,9 +267,9 @@ class DividedVecEnv(WholeVecEnv):
     def close(self) -> None:
         """Stop the emulators and the worker processes; a second call does nothing."""
         self._waiting = False
+        self._closed = True
         self.mine.close()
-        for part in self.parts:
-            part.worker.close()
+        end([part.worker for part in self.parts])
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """As in every vector; and the lives of each game."""

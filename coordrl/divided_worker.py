@@ -12,7 +12,6 @@ from coordrl.atari import AtariVecEnv
 from coordrl.divided import PartArrays, count_bytes, pack_infos
 from coordrl.fast_network import FastNetwork
 from coordrl.fast_parts import Orders, Player, floats, rebuild
-from coordrl.process import tune
 from coordrl.workers import Memory, Message, serve
 
 
@@ -22,7 +21,7 @@ class Servant:
 
     env: AtariVecEnv
     arrays: PartArrays
-    player: Player
+    player: Player | None = None
 
     def answer(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
         """Answer a request: make, reset, step, network, play."""
@@ -55,6 +54,7 @@ class Servant:
 
     def do_network(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
         """Make the network on the shared weights, with memory for rollouts and for gradients."""
+        self.player = None  # whatever happens now, nobody goes on with the one before
         n_envs, n_steps = self.env.num_envs, request["n_steps"]
         self._shared = Memory(request["weights"], fds[0]), Memory(request["columns"], fds[1])
         parts = rebuild(request["network"], *(floats(memory) for memory in self._shared))
@@ -70,13 +70,13 @@ class Servant:
 
     def do_play(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
         """Play a rollout and compute its gradient."""
+        assert self.player is not None, "no network was made"
         infos, loss = self.player.play(Orders(**request["orders"]), request["seed"])
         return {"infos": infos, "loss": [part.item() for part in loss[:3]]}
 
 
 def main() -> None:
     """Serve until the parent ends."""
-    tune()
     torch.set_num_threads(1)
     serve(Servant().answer)
 

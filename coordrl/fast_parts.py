@@ -77,6 +77,7 @@ class Player:
                 buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
                 starts = dones
             _, last_values = network.forward(arrays.observations[network.n_steps], network.n_steps)
+            arrays.values[network.n_steps] = last_values
             buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
             loss = gradients(
                 network,
@@ -86,8 +87,9 @@ class Player:
                 normalize_advantage=False,
                 share=network.n_envs / orders.n_envs,
             )
-        for name in ("rewards", "values", "log_probs", "advantages", "returns"):
+        for name in ("rewards", "log_probs", "advantages", "returns"):
             getattr(arrays, name)[:] = getattr(buffer, name)
+        arrays.values[:-1] = buffer.values
         arrays.starts[:] = buffer.episode_starts
         return all_infos, loss
 
@@ -150,7 +152,6 @@ class _Distant:
         self.arrays = PartArrays(part.n_envs, network.n_steps, self._memory.buffer)
         own = torch.split(floats(self._gradients), [tensor.numel() for tensor in network.parts.tensors()])
         self.gradients = [one.view(tensor.shape) for one, tensor in zip(own, network.parts.tensors(), strict=True)]
-        part.worker.settle()
         fds = [weights.fd, columns.fd, self._memory.fd, self._gradients.fd]
         part.worker.tell({"do": "network", **words, "columns": columns.size, "weights": weights.size}, fds)
 
@@ -166,6 +167,7 @@ class Division:
 
     def __init__(self, env: DividedVecEnv, network: FastNetwork) -> None:
         self.env, self.network = env, network
+        env.played_by = self
         self.loss: A2CLoss | None = None
         n_steps, tensors = network.n_steps, network.parts.tensors()
         weights = Memory(4 * sum(tensor.numel() for tensor in tensors))
@@ -201,12 +203,16 @@ class Division:
 
     def _play(self, model: A2C) -> list[Infos]:
         """Let all parts play; returns the infos of each step."""
-        orders = Orders(model.gamma, model.gae_lambda, model.ent_coef, model.vf_coef, self.env.num_envs)
+        orders = Orders(
+            float(model.gamma), float(model.gae_lambda), float(model.ent_coef), float(model.vf_coef), self.env.num_envs
+        )
         observations, starts = np.asarray(model._last_obs), model._last_episode_starts
         assert starts is not None
+        for one in self._distant:  # interrupted, it may still write to these arrays
+            one.part.worker.settle()
         for arrays, chosen in zip(self._arrays, self.env.slices, strict=True):
             arrays.observations[0], arrays.starts[0] = observations[chosen], starts[chosen]
-        seeds = torch.randint(2**62, (len(self._arrays),)).tolist()
+        seeds = torch.randint(2**32, (len(self._arrays),)).tolist()
         with torch.no_grad():
             torch._foreach_copy_(self._shared, self.network.parts.tensors())
         try:
@@ -218,6 +224,7 @@ class Division:
         except BaseException:  # an interruption most of all: the model may well be used again
             for one in self._distant:
                 one.part.worker.forsake()
+            model._last_obs = None  # the games have gone on, nobody knows how far: `learn` begins new ones
             raise
         all_infos = [unpack_infos(packed, finals) for packed, finals in zip(mine, self._arrays[0].finals, strict=True)]
         for one, answer in zip(self._distant, answers, strict=True):
@@ -242,7 +249,8 @@ class Division:
             buffer.observations[:, chosen] = arrays.observations[:-1]
             buffer.actions[:, chosen] = arrays.actions[:, :, None]
             buffer.episode_starts[:, chosen] = arrays.starts
-            for name in ("rewards", "values", "log_probs", "advantages", "returns"):
+            buffer.values[:, chosen] = arrays.values[:-1]
+            for name in ("rewards", "log_probs", "advantages", "returns"):
                 getattr(buffer, name)[:, chosen] = getattr(arrays, name)
         buffer.pos, buffer.full = buffer.buffer_size, True
 
@@ -273,16 +281,21 @@ class Division:
                 }
             )
             if not callback.on_step():
+                for late, over in zip(infos[step:], dones[step:], strict=True):  # played, whether wanted or not
+                    model._update_info_buffer(late, over)
                 return False
             model._update_info_buffer(found, dones[step])
-        callback.update_locals({"n_steps": len(infos)})
+        last = {"values": torch.from_numpy(values[-1])[:, None], "rewards": self._whole("rewards")[-1]}
+        callback.update_locals({"n_steps": len(infos), **last})
         return True
 
 
 def may_be_late(callback: BaseCallback | None) -> bool:
     """Whether a callback may hear of a rollout's steps when all of them are over.
 
-    A class of callbacks says so by a class attribute of this name, or an instance by one of its own.
+    A class of callbacks says so by a class attribute of this name, or an instance by one of its own. Such a callback
+    leaves the rollout as it is: the update's gradients are there already, so that changes of the rollout buffer or of
+    the loss's weights come too late. One that stops in mid-rollout stops after games that have gone on to its end.
     """
     if isinstance(callback, CallbackList):
         return all(may_be_late(one) for one in callback.callbacks)

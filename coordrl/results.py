@@ -205,6 +205,13 @@ class RunFolder:
         if any(known.get(name) != value for name, value in facts.items()):
             write_json(self.spec_file, {**known, **facts})
 
+    def fact(self, name: str) -> Any:
+        """Return what run.json records under a name, or None if it does not, or cannot be read."""
+        try:
+            return json.loads(self.spec_file.read_text(encoding="utf-8")).get(name)
+        except (OSError, ValueError, AttributeError):
+            return None
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder against other processes; the kernel frees it however this one ends.

@@ -29,7 +29,7 @@ from coordrl.suites import (
     find_protocol,
     games,
 )
-from coordrl.workers import default_workers, hire
+from coordrl.workers import default_workers, end, hire
 
 _AGENT = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
 _EXTRACTOR = f"(default: {ATARI.extractors[-1]}; on the controls {CONTROLS.extractors[-1]})"
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{folder.path} is finished; see its curves with: tensorboard --logdir {shlex.quote(str(folder.path))}"
             )
             return 0
-        count = _count_workers(spec, arguments)
+        count = _count_workers(spec, arguments, folder)
         tune()  # before torch is imported
         from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import
         from coordrl.training import train
@@ -125,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             train(spec, recipe, folder, options, workers)
         finally:
-            for worker in workers:
-                worker.close()
+            end(workers)
         return 0
 
     return run_command(work)
@@ -165,8 +164,8 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
     return spec, recipe.to_toml()
 
 
-def _count_workers(spec: Spec, arguments: TrainArguments) -> int:
-    """Return over how many processes a run is divided.
+def _count_workers(spec: Spec, arguments: TrainArguments, folder: RunFolder) -> int:
+    """Return over how many processes a run is divided; one that goes on, over as many as before unless asked otherwise.
 
     Raises:
         RequestError: more than one was asked for where one is all there can be.
@@ -182,7 +181,11 @@ def _count_workers(spec: Spec, arguments: TrainArguments) -> int:
     if asked is not None and not 1 <= asked <= (1 if reason else n_envs):
         rule = f"{reason}; leave it out" if reason else f"it is from 1 to the number of environments, {n_envs}"
         raise RequestError(f"--workers is {asked}, but {rule}")
-    return 1 if reason else asked or default_workers(n_envs)
+    if reason:
+        return 1
+    before = folder.fact("processes")
+    known = isinstance(before, int) and 1 <= before <= n_envs
+    return asked or (before if known else default_workers(n_envs))
 
 
 def _print_list(out: Path) -> None:

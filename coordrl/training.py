@@ -24,7 +24,7 @@ from coordrl.errors import DivergedError
 from coordrl.fast_parts import one_thread
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
-from coordrl.workers import Worker
+from coordrl.workers import Worker, end
 
 
 def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers: Sequence[Worker] = ()) -> None:
@@ -35,7 +35,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
         recipe: its recipe as text.
         folder: where it lies.
         options: how it is carried out.
-        workers: processes to divide it over; they are the caller's, to start and to end.
+        workers: processes to divide it over, which are ended here.
 
     Raises:
         RequestError: another run lies in the folder, or the device does not exist.
@@ -56,14 +56,15 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
         # The emulator's state cannot be saved: a resumed run starts new games, from seeds of its own.
         seed = environment_seed(spec.seed, "train", begins_at)
         if get_device(options.device).type != "cpu":
-            workers = ()  # the network is where they cannot reach it
+            end(workers)  # the network is where they cannot reach it
+            workers = ()
         env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers)
         try:
             with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
                 model = build_model(spec, env, device=options.device)
             if checkpoint:
                 restore(model, checkpoint)
-            facts: dict[str, Any] = {"parameters": _parameters(model)}
+            facts: dict[str, Any] = {"parameters": _parameters(model), "processes": len(workers) + 1}
             if isinstance(model, A2C):
                 model.fast = not options.general
                 facts["path"] = model.choose_path()

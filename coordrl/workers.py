@@ -34,6 +34,7 @@ Answer = Callable[[Message, Sequence[int]], dict[str, Any]]
 
 _HEADER = struct.Struct("!I")  # the length of the JSON that follows
 _MAX_FDS = 4
+_MAX_BYTES = 1 << 28  # of a message; more is none
 _KNOWN = ("builtins", "coordrl.errors")  # modules whose errors are raised again as what they were
 _GRACE_SECONDS = 10.0
 
@@ -73,42 +74,50 @@ class _Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._inbox = bytearray()  # what has come of the next message; an interruption loses nothing of it
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message.
 
         Raises:
-            BrokenPipeError: nobody listens any more.
+            ConnectionError: nobody listens any more.
         """
         data = json.dumps(message).encode()
-        socket.send_fds(self._end, [_HEADER.pack(len(data))], fds)
-        self._end.sendall(data)
+        data = _HEADER.pack(len(data)) + data
+        sent = socket.send_fds(self._end, [data], fds) if fds else 0
+        self._end.sendall(data[sent:])
 
-    def receive(self) -> tuple[dict[str, Any], list[int]]:
+    def receive(self, max_fds: int = 0) -> tuple[dict[str, Any], list[int]]:
         """Wait for a message.
 
         Raises:
-            EOFError: the other end is closed.
+            EOFError: the other end is closed, or what comes from it is no message.
         """
-        try:
-            header, fds, _, _ = socket.recv_fds(self._end, _HEADER.size, _MAX_FDS)
-            header += self._read(_HEADER.size - len(header)) if header else b""
-            if not header:
-                raise EOFError
-            message: dict[str, Any] = json.loads(self._read(_HEADER.unpack(header)[0]))
-        except ConnectionError as error:
-            raise EOFError from error
-        return message, fds
-
-    def _read(self, size: int) -> bytes:
-        """Read so many bytes."""
-        data = bytearray()
-        while len(data) < size:
-            part = self._end.recv(size - len(data))
+        all_fds: list[int] = []
+        while len(self._inbox) < self._wanted():
+            try:
+                part, fds, _, _ = socket.recv_fds(self._end, self._wanted() - len(self._inbox), max_fds)
+            except ConnectionError as error:
+                raise EOFError from error
             if not part:
                 raise EOFError
-            data += part
-        return bytes(data)
+            self._inbox += part
+            all_fds += fds
+        try:
+            message: dict[str, Any] = json.loads(bytes(self._inbox[_HEADER.size :]))
+        except ValueError as error:
+            raise EOFError from error
+        self._inbox.clear()
+        return message, all_fds
+
+    def _wanted(self) -> int:
+        """Return how long the next message is, as far as that is known."""
+        if len(self._inbox) < _HEADER.size:
+            return _HEADER.size
+        size = int(_HEADER.unpack_from(self._inbox)[0])
+        if size > _MAX_BYTES:
+            raise EOFError
+        return _HEADER.size + size
 
 
 ENVS_PER_WORKER = 4  # with fewer, a network's batch is too small to be worth a core
@@ -146,19 +155,25 @@ class Worker:
             raise RequestError("worker processes need Linux or macOS; use one process here")
         self.name = name
         mine, its = socket.socketpair()
-        # -P, because -m would put the current folder in front of everything; the paths are ours, in our order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(its.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[its.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C in a terminal is the parent's affair
-        )
-        its.close()
+        try:
+            # -P, because -m would put the current folder in front of everything; the paths are ours, in our order.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "coordrl.workers", str(its.fileno()), str(os.getpid()), module],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C in a terminal is the parent's affair
+            )
+        except BaseException:
+            mine.close()
+            raise
+        finally:
+            its.close()
         self._channel = _Channel(mine)
-        self._waiting = False  # for an answer
+        self._asked = self._answered = 0  # requests are numbered, so that no answer is taken for another's
         self._forsaken = False  # the answer that comes is nobody's any more
         self._end = weakref.finalize(self, _end, mine, self._process)
+        self._mine = mine
 
     @property
     def pid(self) -> int:
@@ -166,18 +181,22 @@ class Worker:
         return self._process.pid
 
     def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send a request. The one before it has been answered by then, or its answer is thrown away.
+        """Send a request, after the answer to the one before it.
 
         Raises:
+            RequestError: the worker was ended by `close`.
             ResumableError: the worker has ended.
+            Exception: what the request before it ended in; see `answer`.
         """
-        if self._waiting:
-            self._receive()
+        if not self._end.alive:
+            raise RequestError(f"worker process {self.name} was closed; start another one")
+        self.settle()
+        self._forsaken = False
+        self._asked += 1
         try:
-            self._channel.send(message, fds)
-        except (BrokenPipeError, ConnectionError) as error:
+            self._channel.send({**message, "number": self._asked}, fds)
+        except ConnectionError as error:
             raise self._lost() from error
-        self._waiting = True
 
     def answer(self) -> dict[str, Any]:
         """Wait for the answer to the last request.
@@ -186,31 +205,39 @@ class Worker:
             ResumableError: the worker has ended.
             Exception: what the worker raised, as itself where it is Python's or coordrl's own.
         """
-        answer = self._receive()
+        assert self._answered < self._asked, "nothing was asked"
+        while self._answered < self._asked:
+            try:
+                answer, _ = self._channel.receive()
+            except EOFError:
+                raise self._lost() from None
+            self._answered = answer["number"]
         if "error" in answer:
             raise _revive(answer["error"])
         return answer
 
     def settle(self) -> None:
-        """Wait for the answer to the last request, if there is one that somebody wants; see `answer`."""
-        if self._waiting and not self._forsaken:
-            self.answer()
+        """Wait for the answer to the last request, if it has not been given; after `forsake`, whatever it is."""
+        if self._answered < self._asked:
+            try:
+                self.answer()
+            except ResumableError:
+                raise
+            except Exception:
+                if not self._forsaken:
+                    raise
 
     def forsake(self) -> None:
         """Want no answer to the last request, after an interruption."""
-        self._forsaken = self._waiting
+        self._forsaken = True
+
+    def hang_up(self) -> None:
+        """Let the worker end, and do not wait for it."""
+        self._mine.close()
 
     def close(self) -> None:
         """End the worker; a second call does nothing."""
         self._end()
-
-    def _receive(self) -> dict[str, Any]:
-        try:
-            answer, _ = self._channel.receive()
-        except EOFError:
-            raise self._lost() from None
-        self._waiting = self._forsaken = False
-        return answer
 
     def _lost(self) -> ResumableError:
         """Say how the worker ended."""
@@ -228,6 +255,14 @@ def hire(module: str, count: int) -> list[Worker]:
     return [Worker(module, f"{number} of {count}") for number in range(2, count + 1)]
 
 
+def end(workers: Sequence[Worker]) -> None:
+    """End several workers, all at the same time."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.close()
+
+
 def _end(mine: socket.socket, process: subprocess.Popen[bytes]) -> None:
     """Close the socket, at which the worker ends, and wait for that."""
     mine.close()
@@ -239,22 +274,26 @@ def _end(mine: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 
 def serve(answer: Answer) -> None:
-    """Be a worker: answer requests until the parent closes its end, or is no more. Does not return otherwise."""
-    fd, parent = int(sys.argv[1]), int(sys.argv[2])
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    # The end of the socket says that the parent has ended, unless somebody has a copy of its other end: a process
-    # that the parent forked. Not prctl's PDEATHSIG: that is sent when the starting *thread* ends.
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    channel = _Channel(socket.socket(fileno=fd))
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    """Answer requests until the parent closes its end. For the function `main` of a worker's module."""
+    channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            request, fds = channel.receive()
+            request, fds = channel.receive(_MAX_FDS)
             try:
                 found = answer(request, fds)
             except Exception as error:  # passed on, whatever it is
                 found = {"error": _describe(error)}
-            channel.send(found)
+            channel.send({**found, "number": request["number"]})
+
+
+def _be_worker() -> None:
+    """Be a worker process: tie it to its parent before anything else, for the imports take seconds."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    # The end of the socket says that the parent has ended, unless somebody has a copy of its other end: a process
+    # that the parent forked. Not prctl's PDEATHSIG: that is sent when the starting *thread* ends.
+    threading.Thread(target=_watch, args=(int(sys.argv[2]),), daemon=True).start()
+    import_module(sys.argv[3]).main()
 
 
 def _watch(parent: int) -> None:
@@ -267,17 +306,20 @@ def _watch(parent: int) -> None:
 def _describe(error: Exception) -> dict[str, Any]:
     """Take an error apart."""
     kinds = [[kind.__module__, kind.__qualname__] for kind in type(error).__mro__]
-    return {"kinds": kinds, "words": str(error), "trace": traceback.format_exc()}
+    words = [word for word in error.args if isinstance(word, str | int | float)]
+    return {"kinds": kinds, "words": words, "trace": traceback.format_exc()}
 
 
 def _revive(described: Message) -> Exception:
     """Make the error of a worker again; one that is neither Python's nor coordrl's, as the nearest that is."""
-    for module, name in described["kinds"]:
-        if module in _KNOWN:
-            kind = getattr(import_module(module), name, None)
-            with contextlib.suppress(TypeError):  # needs more than words
-                if isinstance(kind, type) and issubclass(kind, Exception):
-                    error = kind(described["words"])
-                    error.add_note(f"In a worker process:\n{described['trace']}")
-                    return error
-    return RuntimeError(described["words"])
+    kinds = [getattr(import_module(module), name) for module, name in described["kinds"] if module in _KNOWN]
+    for kind in kinds:
+        with contextlib.suppress(TypeError):  # needs other words
+            error: Exception = kind(*described["words"])
+            error.add_note(f"In a worker process:\n{described['trace']}")
+            return error
+    raise AssertionError(f"no error takes the words {described['words']}")  # Exception takes all
+
+
+if __name__ == "__main__":
+    _be_worker()

@@ -25,7 +25,9 @@ from coordrl.a2c import A2C
 from coordrl.atari import AtariVecEnv
 from coordrl.divided import DividedVecEnv, PartArrays, count_bytes, pack_infos, unpack_infos
 from coordrl.errors import RequestError, ResumableError
+from coordrl.fast_network import FastNetwork, make_network
 from coordrl.fast_parts import may_be_late
+from coordrl.fast_rollout import gradients
 from coordrl.process import allowed_cores
 from coordrl.train import main
 from coordrl.workers import Memory, Worker, default_workers
@@ -203,21 +205,28 @@ def test_the_parts_of_the_gradient_add_up_to_that_of_the_whole_rollout(extractor
             assert model.logger.name_to_value["train/policy_loss"] == pytest.approx(policy_loss.item(), abs=1e-4)
 
 
-def test_rewards_returns_and_starts_of_a_divided_rollout_are_those_of_its_actions() -> None:
-    """The same actions, played again in one process, fill SB3's buffer with the same numbers."""
+class Late(BaseCallback):
+    """Does something at each step of a rollout that is over."""
+
+    may_be_late = True
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act = act
+
+    def _on_step(self) -> bool:
+        return self.act(self) is not False
+
+
+def test_a_divided_rollout_is_what_its_actions_do_in_one_process() -> None:
     with divided("Breakout", 4, 2, seed=5) as env:
-        model = build(env)
-        noted: list[dict[str, np.ndarray]] = []
+        model, noted = build(env), []
 
-        class Note(BaseCallback):
-            may_be_late = True
+        def note(callback: Late) -> None:
+            names = ("actions", "rewards", "dones", "new_obs")
+            noted.append({name: np.asarray(callback.locals[name]).copy() for name in names})
 
-            def _on_step(self) -> bool:
-                names = ("actions", "rewards", "dones", "new_obs")
-                noted.append({name: np.asarray(self.locals[name]).copy() for name in names})
-                return True
-
-        model.learn(4 * 100, callback=Note())
+        model.learn(4 * 100, callback=Late(note))
         assert model.path == "fast, divided over 2 processes"
         last = model._last_obs
         np.testing.assert_array_equal(model._last_episode_starts, noted[-1]["dones"])
@@ -232,6 +241,123 @@ def test_rewards_returns_and_starts_of_a_divided_rollout_are_those_of_its_action
         assert sum(step["dones"].sum() for step in noted) > 0
         assert env.get_attr("lives") == whole.get_attr("lives")
         whole.close()
+
+
+def cut_off_every_third_step(env: DividedVecEnv) -> None:
+    """Say of the first environment that each third step ended its game by time."""
+    step_wait, steps = env.mine.step_wait, []
+
+    def cut() -> Any:
+        observations, rewards, dones, infos = step_wait()
+        steps.append(1)
+        if len(steps) % 3 == 0:
+            dones[0] = True
+            infos[0] |= {"TimeLimit.truncated": True, "terminal_observation": observations[0].copy()}
+        return observations, rewards, dones, infos
+
+    env.mine.step_wait = cut  # type: ignore[method-assign]  # games are cut off after half an hour otherwise
+
+
+def test_returns_and_advantages_are_those_of_the_formula_and_cut_off_games_are_bootstrapped() -> None:
+    with divided("Breakout", 4, 2, seed=5) as env:
+        model = build(env, gamma=0.9, gae_lambda=0.8)
+        model.learn(4 * 400)  # until there are rewards, and lives are lost
+        with torch.no_grad():
+            model.policy.value_net.bias.fill_(7.0)
+        cut_off_every_third_step(env)
+        starts_before = model._last_episode_starts.copy()
+        seen: dict[str, list[Any]] = {name: [] for name in ("rewards", "dones", "new_obs")}
+
+        def note(callback: Late) -> None:
+            for name, into in seen.items():
+                into.append(np.asarray(callback.locals[name]).copy())
+
+        callback = Late(note)
+        callback.init_callback(model)
+        for rollout in range(8):
+            for into in seen.values():
+                into.clear()
+            model.collect_rollouts(env, callback, model.rollout_buffer, 5)
+            buffer = model.rollout_buffer
+            dones, rewards = np.stack(seen["dones"]).astype(float), np.stack(seen["rewards"]).astype(float)
+            with torch.no_grad():
+                after = model.policy.predict_values(torch.from_numpy(np.stack(seen["new_obs"]).reshape(-1, 4, 84, 84)))
+            after = after.numpy().reshape(5, 4).astype(float)
+            for step in range(5):
+                if (5 * rollout + step + 1) % 3 == 0:
+                    assert dones[step, 0] == 1
+                    rewards[step, 0] += 0.9 * after[step, 0]
+            values = buffer.values.astype(float)
+            np.testing.assert_allclose(values[1:], after[:-1], rtol=1e-4, atol=1e-5)
+            advantage, advantages = np.zeros(4), np.zeros((5, 4))
+            for step in reversed(range(5)):
+                left = 1.0 - dones[step]
+                following = after[step]
+                advantage = rewards[step] + 0.9 * following * left - values[step] + 0.9 * 0.8 * left * advantage
+                advantages[step] = advantage
+            np.testing.assert_allclose(buffer.rewards, rewards, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(buffer.advantages, advantages, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(buffer.returns, advantages + values, rtol=1e-3, atol=1e-3)
+            np.testing.assert_array_equal(buffer.episode_starts, np.vstack([starts_before, dones[:-1]]))
+            np.testing.assert_allclose(callback.locals["values"].numpy()[:, 0], after[-1], rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(callback.locals["rewards"], buffer.rewards[-1])
+            starts_before = dones[-1]
+        assert buffer.full
+
+
+def test_a_divided_gradient_is_the_undivided_one_update_by_update() -> None:
+    compare_divided(updates=5)
+
+
+@pytest.mark.slow
+def test_a_divided_gradient_is_the_undivided_one_at_each_of_a_hundred_updates() -> None:
+    compare_divided(updates=100)
+
+
+def compare_divided(updates: int) -> None:
+    """Compute each update's gradient again in one process, from the same weights and the same rollout."""
+    errors = []
+    with divided("Breakout", 4, 2, seed=0) as env:
+        model = build(env)
+        model.learn(0)
+        callback = CallbackList([])
+        callback.init_callback(model)
+        for _ in range(updates):
+            model.collect_rollouts(env, callback, model.rollout_buffer, 5)
+            found = [parameter.grad.clone() for parameter in model.policy.parameters()]
+            whole, buffer = make_network(model.policy, 4, 5), model.rollout_buffer
+            assert isinstance(whole, FastNetwork)
+            whole.refresh()
+            for step in range(5):
+                whole.forward(buffer.observations[step], step)
+            weights = {"ent_coef": 0.01, "vf_coef": 0.25, "normalize_advantage": False}
+            loss = gradients(whole, buffer, **weights)
+            wanted = [parameter.grad for parameter in model.policy.parameters()]
+            error = torch.stack([(mine - one).norm() for mine, one in zip(found, wanted, strict=True)]).norm()
+            errors.append(float(error / torch.stack([one.norm() for one in wanted]).norm()))
+            for mine, one in zip(model._loss[:3], loss[:3], strict=True):
+                assert float(mine) == pytest.approx(float(one), rel=1e-4, abs=1e-5)
+            model.train()
+    # A unit whose sum is 0 up to rounding lets everything through its ReLU on one side, and nothing on the other.
+    assert np.median(errors) < 1e-5
+    assert max(errors) < 1e-2
+
+
+def test_two_models_on_the_same_environments_take_turns() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        one, other = build(env), build(env)
+        with torch.no_grad():
+            other.policy.action_net.bias[3] = 1000.0  # plays 3 alone
+        for model in (one, other, one, other):
+            model.learn(40)
+            assert model.path == "fast, divided over 2 processes"
+            actions = model.rollout_buffer.actions
+            assert (len(np.unique(actions[:, :2])), len(np.unique(actions[:, 2:]))) == (
+                (1, 1) if model is other else pytest.approx((4, 4), abs=2)
+            )
+            np.testing.assert_array_equal(
+                model.rollout_buffer.observations[0, :, -1] > 255, np.zeros((4, 84, 84), dtype=bool)
+            )
 
 
 def test_two_runs_with_one_seed_and_one_number_of_processes_are_bit_equal() -> None:
@@ -269,41 +395,24 @@ def test_a_callback_that_must_see_each_step_at_once_does() -> None:
 
 
 def test_which_callbacks_may_be_late() -> None:
-    class Late(BaseCallback):
-        may_be_late = True
-
-        def _on_step(self) -> bool:
-            return True
-
     eager = CheckpointCallback(10, "nowhere")
     assert may_be_late(None)
     assert may_be_late(CallbackList([]))
-    assert may_be_late(CallbackList([Late(), CallbackList([Late()])]))
+    assert may_be_late(CallbackList([Late(print), CallbackList([Late(print)])]))
     assert not may_be_late(eager)
-    assert not may_be_late(CallbackList([Late(), eager]))
+    assert not may_be_late(CallbackList([Late(print), eager]))
 
 
 def test_a_late_callback_that_stops_or_changes_weights_is_heeded() -> None:
-    class Late(BaseCallback):
-        may_be_late = True
-
-        def __init__(self, act: Any) -> None:
-            super().__init__()
-            self.act = act
-
-        def _on_step(self) -> bool:
-            return bool(self.act(self.model, self.n_calls))
-
-    def change(model: Any, calls: int) -> bool:
-        if calls == 3:
+    def change(callback: Late) -> None:
+        if callback.n_calls == 3:
             with torch.no_grad():
-                model.policy.value_net.bias.add_(100.0)
-        return True
+                callback.model.policy.value_net.bias.add_(100.0)
 
     with divided("Pong", 4, 2, seed=0) as env:
         model = build(env)
         before = [parameter.detach().clone() for parameter in model.policy.parameters()]
-        model.learn(400, callback=Late(lambda _, calls: calls < 3))
+        model.learn(400, callback=Late(lambda callback: callback.n_calls < 3))
         assert model.num_timesteps == 12
         assert all(torch.equal(one, other) for one, other in zip(before, model.policy.parameters(), strict=True))
         model.learn(20, callback=Late(change))
@@ -343,8 +452,12 @@ def test_a_model_learns_on_after_it_was_interrupted_in_mid_rollout() -> None:
         env.mine.step_wait = interrupt  # type: ignore[method-assign]  # Ctrl-C in a notebook, at its worst moment
         with pytest.raises(KeyboardInterrupt):
             model.learn(200)
-        model.learn(40)
+        steps = model.num_timesteps
+        model.learn(40, reset_num_timesteps=False)
+        assert model.num_timesteps == steps + 40
         assert model.path == "fast, divided over 2 processes"
+        observations = model.rollout_buffer.observations
+        np.testing.assert_array_equal(observations[1:, :, :-1], observations[:-1, :, 1:])  # stacks of frames go on
 
 
 # ------------------------------------------------------------------------------------------------ the processes
@@ -361,6 +474,94 @@ def test_an_error_in_a_worker_is_raised_as_itself() -> None:
         worker.tell({"do": "dance"})
         with pytest.raises(AttributeError, match="do_dance"):
             worker.answer()
+        env.reset()
+
+
+def test_answers_belong_to_their_requests_whatever_is_interrupted() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        env.reset()
+        worker = env.parts[0].worker
+        receive = worker._channel.receive
+
+        def interrupt() -> Any:
+            worker._channel.receive = receive
+            raise KeyboardInterrupt
+
+        whole = AtariVecEnv("Pong", 4, seed=0)
+        for seed in range(3):
+            worker._channel.receive = interrupt  # type: ignore[method-assign]  # Ctrl-C while waiting
+            with pytest.raises(KeyboardInterrupt):
+                env.step(np.zeros(4, dtype=int))
+            for one in (env, whole):
+                one.seed(seed)
+            np.testing.assert_array_equal(env.reset(), whole.reset())
+            np.testing.assert_array_equal(env.step(np.full(4, 2))[0], whole.step(np.full(4, 2))[0])
+        whole.close()
+        assert {"infos", "number"} == worker_answer(worker, {"do": "reset", "seed": 3}).keys()
+        worker.tell({"do": "dance"})
+        worker.forsake()
+        assert "infos" in worker_answer(worker, {"do": "step"})
+        worker.tell({"do": "dance"})
+        with pytest.raises(AttributeError, match="do_dance"):
+            worker.tell({"do": "step"})
+
+
+def worker_answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    worker.tell(request)
+    return worker.answer()
+
+
+def test_a_network_that_a_worker_cannot_make_ends_the_training() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        model = build(env).learn(20)
+        tell = env.parts[0].worker.tell
+
+        def spoil(message: Any, fds: Any = ()) -> None:
+            tell({**message, **({"n_steps": -1} if message["do"] == "network" else {})}, fds)
+
+        env.parts[0].worker.tell = spoil  # type: ignore[method-assign]  # as if memory had run out there
+        other = build(env)
+        with pytest.raises((ValueError, RuntimeError, OSError, ArithmeticError)):
+            other.learn(20)
+        with pytest.raises((ValueError, RuntimeError, OSError, AssertionError)):
+            other.learn(20)
+        env.parts[0].worker.tell = tell  # type: ignore[method-assign]
+        model.learn(20)
+        assert model.path == "fast, divided over 2 processes"
+
+
+def test_closed_environments_are_said_to_be_closed() -> None:
+    with divided("Pong", 4, 2, seed=0) as env:
+        env.reset()
+    for use in (env.reset, lambda: env.step(np.zeros(4, dtype=int))):
+        with pytest.raises(RequestError, match="this DividedVecEnv is closed"):
+            use()
+
+
+def test_a_worker_heeds_its_parent_while_it_still_imports() -> None:
+    script = "import sys, time\nfrom coordrl.workers import Worker\nw = Worker('coordrl.divided_worker', 'x')\n"
+    script += "print(w.pid, flush=True)\ntime.sleep(300)\n"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(0.4)
+        os.kill(pid, signal.SIGTERM) if is_ignoring(pid) else None
+        assert is_running(pid)
+        parent.kill()
+        parent.wait()
+        wait_for_end([pid], seconds=5)
+
+
+def is_ignoring(pid: int) -> bool:
+    """Whether a process ignores SIGTERM by now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+    return bool(ignored >> (signal.SIGTERM - 1) & 1)
+
+
+def test_paths_that_are_no_strings_do_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere")])
+    with divided("Pong", 4, 2, seed=0) as env:
         env.reset()
 
 
@@ -407,7 +608,6 @@ print(model.path, flush=True)
 )
 def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(end: signal.Signals) -> None:
     script = _SCRIPT + "model.learn(10_000_000)\n"
-    before = set(Path("/dev/shm").iterdir())
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -416,7 +616,6 @@ def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(end: signal.
         parent.send_signal(end)
         parent.wait(timeout=20)
         wait_for_end([pid])
-    assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def test_no_worker_outlives_a_parent_whose_fork_lives_on() -> None:

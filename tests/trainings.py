@@ -6,8 +6,9 @@ from pathlib import Path
 
 
 def workers_of(out: Path) -> list[int]:
-    """Return the processes that train into a folder, whoever started them."""
+    """Return the processes that train into a folder, whoever started them, and the workers of such that are no more."""
     found = []
+    parents = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             words = (place / "cmdline").read_bytes().split(b"\0")
@@ -16,4 +17,6 @@ def workers_of(out: Path) -> list[int]:
             continue
         if b"coordrl.train" in words and str(out).encode() in words and state != "Z":
             found.append(int(place.name))
-    return found
+        if b"coordrl.divided_worker" in words and state != "Z":
+            parents[int(place.name)] = int(words[words.index(b"coordrl.workers") + 2])
+    return [*found, *(worker for worker, parent in parents.items() if not Path(f"/proc/{parent}").exists())]
