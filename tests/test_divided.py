@@ -42,6 +42,27 @@ def divided(game: str, n_envs: int, workers: int, **words: Any) -> Iterator[Divi
         env.close()
 
 
+_KEPT: dict[str, DividedVecEnv] = {}
+
+
+@contextmanager
+def shared(game: str) -> Iterator[DividedVecEnv]:
+    """Four environments in two processes that tests use one after another: to start a process takes seconds."""
+    if game not in _KEPT:
+        _KEPT[game] = DividedVecEnv(game, 4, workers=2, seed=0)
+    yield _KEPT[game]
+    for name in ("step_wait", "step"):
+        vars(_KEPT[game]).pop(name, None)  # what a test has put in its place
+        vars(_KEPT[game].mine).pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_shared() -> Iterator[None]:
+    yield
+    while _KEPT:
+        _KEPT.popitem()[1].close()
+
+
 def build(env: Any, extractor: str = "coord", **words: Any) -> A2C:
     kwargs = coordrl.policy_kwargs(extractor)
     kwargs |= {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
@@ -164,10 +185,10 @@ def test_arrays_in_shared_memory_do_not_overlap() -> None:
 # ------------------------------------------------------------------------------------------------ the training
 
 
-OTHERS = [pytest.param(name, marks=SLOW) for name in ("nature", "coord-r", "shuffled", "constant")]
+OTHERS = [pytest.param(name, marks=SLOW) for name in ("nature", "coord-all", "coord-r", "shuffled", "constant")]
 
 
-@pytest.mark.parametrize("extractor", ["coord", "coord-all", *OTHERS])
+@pytest.mark.parametrize("extractor", ["coord", *OTHERS])
 def test_the_parts_of_the_gradient_add_up_to_that_of_the_whole_rollout(extractor: str) -> None:
     """The whole: SB3's own loss and autograd, in float64, of the rollout that all parts have played."""
     with divided("Breakout", 5, 2, seed=0) as env:
@@ -219,7 +240,7 @@ class Late(BaseCallback):
 
 
 def test_a_divided_rollout_is_what_its_actions_do_in_one_process() -> None:
-    with divided("Breakout", 4, 2, seed=5) as env:
+    with shared("Breakout") as env:
         model, noted = build(env), []
 
         def note(callback: Late) -> None:
@@ -259,7 +280,7 @@ def cut_off_every_third_step(env: DividedVecEnv) -> None:
 
 
 def test_returns_and_advantages_are_those_of_the_formula_and_cut_off_games_are_bootstrapped() -> None:
-    with divided("Breakout", 4, 2, seed=5) as env:
+    with shared("Breakout") as env:
         model = build(env, gamma=0.9, gae_lambda=0.8)
         model.learn(4 * 400)  # until there are rewards, and lives are lost
         with torch.no_grad():
@@ -317,7 +338,7 @@ def test_a_divided_gradient_is_the_undivided_one_at_each_of_a_hundred_updates() 
 def compare_divided(updates: int) -> None:
     """Compute each update's gradient again in one process, from the same weights and the same rollout."""
     errors = []
-    with divided("Breakout", 4, 2, seed=0) as env:
+    with shared("Breakout") as env:
         model = build(env)
         model.learn(0)
         callback = CallbackList([])
@@ -344,7 +365,7 @@ def compare_divided(updates: int) -> None:
 
 
 def test_two_models_on_the_same_environments_take_turns() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         one, other = build(env), build(env)
         with torch.no_grad():
             other.policy.action_net.bias[3] = 1000.0  # plays 3 alone
@@ -363,7 +384,7 @@ def test_two_models_on_the_same_environments_take_turns() -> None:
 def test_two_runs_with_one_seed_and_one_number_of_processes_are_bit_equal() -> None:
     found = []
     for _ in range(2):
-        with divided("Breakout", 4, 2, seed=3) as env:
+        with shared("Breakout") as env:
             model = build(env)
             model.learn(400)
             assert model.path == "fast, divided over 2 processes"
@@ -372,7 +393,7 @@ def test_two_runs_with_one_seed_and_one_number_of_processes_are_bit_equal() -> N
 
 
 def test_a_callback_that_must_see_each_step_at_once_does() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         model, steps = build(env), []
         step_wait = env.step_wait
 
@@ -409,7 +430,7 @@ def test_a_late_callback_that_stops_or_changes_weights_is_heeded() -> None:
             with torch.no_grad():
                 callback.model.policy.value_net.bias.add_(100.0)
 
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         model = build(env)
         before = [parameter.detach().clone() for parameter in model.policy.parameters()]
         model.learn(400, callback=Late(lambda callback: callback.n_calls < 3))
@@ -421,14 +442,14 @@ def test_a_late_callback_that_stops_or_changes_weights_is_heeded() -> None:
 
 
 def test_what_cannot_be_divided_goes_on_in_one_process() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         assert build(env, normalize_advantage=True).learn(20).path == "fast"
         assert build(env, fast=False).learn(20).path.startswith("general")
         assert build(VecCheckNan(env)).learn(20).path == "fast"
 
 
 def test_weights_that_are_no_numbers_end_a_divided_training_in_torchs_words() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         model = build(env).learn(20)
         with torch.no_grad():
             model.policy.action_net.bias.fill_(float("nan"))
@@ -440,7 +461,7 @@ def test_weights_that_are_no_numbers_end_a_divided_training_in_torchs_words() ->
 
 
 def test_a_model_learns_on_after_it_was_interrupted_in_mid_rollout() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         model = build(env).learn(20)
         step = env.mine.step_wait
 
@@ -464,7 +485,7 @@ def test_a_model_learns_on_after_it_was_interrupted_in_mid_rollout() -> None:
 
 
 def test_an_error_in_a_worker_is_raised_as_itself() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         worker = env.parts[0].worker
         env.reset()
         worker.tell({"do": "reset", "seed": -5})
@@ -478,7 +499,7 @@ def test_an_error_in_a_worker_is_raised_as_itself() -> None:
 
 
 def test_answers_belong_to_their_requests_whatever_is_interrupted() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         env.reset()
         worker = env.parts[0].worker
         receive = worker._channel.receive
@@ -512,7 +533,7 @@ def worker_answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_network_that_a_worker_cannot_make_ends_the_training() -> None:
-    with divided("Pong", 4, 2, seed=0) as env:
+    with shared("Pong") as env:
         model = build(env).learn(20)
         tell = env.parts[0].worker.tell
 
@@ -618,6 +639,7 @@ def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(end: signal.
         wait_for_end([pid])
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_parent_whose_fork_lives_on() -> None:
     """The fork holds a copy of the parent's end of the socket, which therefore does not close."""
     script = (
@@ -637,7 +659,7 @@ def test_no_worker_outlives_a_parent_whose_fork_lives_on() -> None:
         os.killpg(parent.pid, signal.SIGKILL)  # the fork
 
 
-@pytest.mark.parametrize("way", ["script", "stdin"])
+@pytest.mark.parametrize("way", ["script", pytest.param("stdin", marks=SLOW)])
 def test_it_works_from_an_unguarded_script_and_without_any_file(way: str, tmp_path: Path) -> None:
     """In a folder with a module that would be fatal if a worker took it for torch."""
     (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')\n")
@@ -655,6 +677,7 @@ def test_it_works_from_an_unguarded_script_and_without_any_file(way: str, tmp_pa
     assert not is_running(int(done.stdout.split()[0]))
 
 
+@pytest.mark.slow
 def test_a_divided_training_that_is_killed_goes_on_from_its_checkpoint_and_leaves_no_worker(tmp_path: Path) -> None:
     words = [
         "--game",
