@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, final
 
 import stable_baselines3
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from coordrl import fast_rollout
 from coordrl.divided import DividedVecEnv
 from coordrl.fast_network import FastNetwork, make_network
-from coordrl.fast_parts import Division, may_be_late
+from coordrl.fast_parts import Division, may_be_late, one_thread
 from coordrl.losses import A2CLoss
 
 
@@ -84,7 +85,9 @@ class A2C(stable_baselines3.A2C):
                 vf_coef=self.vf_coef,
                 normalize_advantage=self.normalize_advantage,
             )
-        fast_rollout.update(self, loss)
+        # After two threads' work, OpenMP's second one spins for milliseconds on the core of another process.
+        with one_thread() if self._division is not None else nullcontext():
+            fast_rollout.update(self, loss)
         self._kept, self._loss = False, None
 
     def _choose_network(
