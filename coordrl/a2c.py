@@ -85,7 +85,6 @@ class A2C(stable_baselines3.A2C):
                 vf_coef=self.vf_coef,
                 normalize_advantage=self.normalize_advantage,
             )
-        # After two threads' work, OpenMP's second one spins for milliseconds on the core of another process.
         with one_thread() if self._division is not None else nullcontext():
             fast_rollout.update(self, loss)
         self._kept, self._loss = False, None

@@ -192,7 +192,8 @@ class Division:
         """
         model.policy.set_training_mode(False)
         callback.on_rollout_start()
-        infos = self._play(model)
+        with one_thread():
+            infos = self._play(model)
         self._fill(buffer)
         went_on = self._show(model, callback, buffer, infos)
         self.env.note_lives(infos[-1])
@@ -218,8 +219,7 @@ class Division:
         try:
             for one, seed in zip(self._distant, seeds[1:], strict=True):
                 one.part.worker.tell({"do": "play", "orders": asdict(orders), "seed": seed})
-            with one_thread():
-                mine, loss = self._player.play(orders, seeds[0])
+            mine, loss = self._player.play(orders, seeds[0])
             answers = [one.part.worker.answer() for one in self._distant]
         except BaseException:  # an interruption most of all: the model may well be used again
             for one in self._distant:
@@ -308,7 +308,10 @@ def may_be_late(callback: BaseCallback | None) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: the other cores have parts of their own."""
+    """Keep torch to one thread: the other cores have parts of their own.
+
+    That goes for the smallest operation. After two threads' work, OpenMP's second one spins for milliseconds.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
