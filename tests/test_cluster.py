@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,7 +112,10 @@ def test_a_node_that_is_lost_costs_at_most_a_checkpoint_interval(cluster: Cluste
     assert [row.get("exit_code") for row in rows] == [None, 1000, None, 0]
     assert [state.state for state in survey(read_plan(out), out)] == ["done"]
     log = next((out / "compare" / "logs").iterdir()).read_text()
-    assert f"going on from the checkpoint at step {int(kept):,}" in log
+    found = re.search(r"going on from the checkpoint at step ([\d,]+)", log)
+    assert found is not None, log
+    # One that the node had sent before it was lost may have been unpacked after we looked.
+    assert int(kept) <= int(found[1].replace(",", "")) < 2000
 
 
 @pytest.mark.slow
