@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -30,7 +29,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from coordrl.errors import RequestError
 from coordrl.process import allowed_cores
 from coordrl.suites import ATARI, MAX_GAME_FRAMES, choose_protocol, find_game, find_protocol, games
-from coordrl.vectors import Indices, WholeVecEnv, check_actions, spread_seed
+from coordrl.vectors import Indices, WholeVecEnv, check_actions
 
 _FIRE_SEQUENCE = (1, 2)  # SB3's FireResetEnv: FIRE, then the action after it
 
@@ -102,16 +101,6 @@ class AtariVecEnv(WholeVecEnv):
             spaces.Discrete(len(self.action_meanings)),
         )
         self.seed(seed)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next `reset`: environment i gets seed + i. Returns those seeds.
-
-        Raises:
-            RequestError: the seed is outside the emulator's range.
-        """
-        seeds = spread_seed(seed, self.num_envs)
-        self._seeds = [*seeds]
-        return seeds
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""

@@ -20,7 +20,6 @@ reported at its end): no answer changes what comes next, so that no agent need l
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, final
 
@@ -31,7 +30,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.errors import RequestError
 from coordrl.suites import CONTROLS, choose_protocol, find_game
-from coordrl.vectors import WholeVecEnv, check_actions, spread_seed
+from coordrl.vectors import WholeVecEnv, check_actions
 
 PICTURES_PER_GAME = 20
 # None is another one, rolled, and none is brighter than another.
@@ -127,16 +126,6 @@ class ControlVecEnv(WholeVecEnv):
         self._started = time.monotonic()
         super().__init__(n_envs, spaces.Box(0, 255, CONTROLS.image, np.uint8), spaces.Discrete(len(QUADRANTS)))
         self.seed(seed)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next `reset`: environment i gets seed + i. Returns those seeds.
-
-        Raises:
-            RequestError: the seed is outside the range.
-        """
-        seeds = spread_seed(seed, self.num_envs)
-        self._seeds = [*seeds]
-        return seeds
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 1, 8, 8)."""

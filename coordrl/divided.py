@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from coordrl.atari import AtariVecEnv
 from coordrl.errors import RequestError
 from coordrl.suites import choose_protocol, find_game
-from coordrl.vectors import Indices, WholeVecEnv, check_actions, spread_seed
+from coordrl.vectors import Indices, WholeVecEnv, check_actions
 from coordrl.workers import Memory, Worker, default_workers, end, hire
 
 Infos = list[dict[str, Any]]
@@ -196,16 +196,6 @@ class DividedVecEnv(WholeVecEnv):
         except BaseException:
             end(others)
             raise
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next `reset`: environment i gets seed + i. Returns those seeds.
-
-        Raises:
-            RequestError: the seed is outside the emulator's range.
-        """
-        seeds = spread_seed(seed, self.num_envs)
-        self._seeds = [*seeds]
-        return seeds
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""

@@ -63,6 +63,16 @@ class WholeVecEnv(VecEnv):
 
     _SHARED = ("game", "protocol", "training", "action_meanings", "observation_space", "action_space")
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next `reset`: environment i gets seed + i. Returns those seeds.
+
+        Raises:
+            RequestError: the seed is outside the range.
+        """
+        seeds = spread_seed(seed, self.num_envs)
+        self._seeds = [*seeds]
+        return seeds
+
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute that every environment of a game has, once for each.
 

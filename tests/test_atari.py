@@ -553,7 +553,7 @@ def test_without_fire_breakout_stands_still_until_the_cap_of_108000_frames(make)
 def test_a_lost_life_ends_the_training_episode_and_the_same_game_goes_on(make):
     # ale-py's own episodic_life would start the whole game again: five lives for ever.
     env, lives, scores, step = make("Breakout", seed=1), [5], 0.0, 0
-    for step, (_, (observations, rewards, dones, infos)) in enumerate(until_a_game_ends(env), start=1):  # noqa: B007
+    for step, (_, (observations, rewards, dones, infos)) in enumerate(until_a_game_ends(env), start=1):  # noqa: B007 - the count is read after the loop
         scores += rewards[0]
         if dones[0] and "episode" not in infos[0]:
             lives.append(infos[0]["lives"])
@@ -1093,7 +1093,7 @@ def _compare_in_lockstep(env, reference, seen, actions, *, after_life, games_wan
             # Monitor counts frames, ours steps; the last step of a game can be shorter than four frames.
             frames = start + FRAMES_PER_STEP * infos[0]["episode"]["l"] + extra_frames
             assert 0 <= frames - theirs[3][0]["episode"]["l"] < FRAMES_PER_STEP
-            assert infos[0]["TimeLimit.truncated"] == theirs[3][0]["TimeLimit.truncated"] == False  # noqa: E712
+            assert infos[0]["TimeLimit.truncated"] == theirs[3][0]["TimeLimit.truncated"] == False  # noqa: E712 - a chain of three, of which one is numpy's False
             tally.games += 1
             start = next_start
         else:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from coordrl.fast_network import FastNetwork, make_network
 from coordrl.fast_parts import may_be_late
 from coordrl.fast_rollout import gradients
 from coordrl.process import allowed_cores
-from coordrl.train import main
+from coordrl.results import RunFolder
+from coordrl.train import TrainArguments, _count_workers, _specify, main
 from coordrl.workers import Memory, Worker, default_workers
 
 
@@ -707,6 +709,23 @@ def test_a_divided_training_that_is_killed_goes_on_from_its_checkpoint_and_leave
     assert "going on from the checkpoint at step" in done.stderr
     assert json.loads((folder / "run.json").read_text())["path"] == "fast, divided over 2 processes"
     assert json.loads((folder / "result.json").read_text())["steps"] == 1600
+
+
+def test_a_run_that_goes_on_keeps_its_number_of_processes_unless_asked_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments = TrainArguments(game="Pong", out=tmp_path)
+    spec, recipe = _specify(arguments)
+    folder = RunFolder(spec.folder(tmp_path))
+    assert _count_workers(spec, arguments, folder) == 1
+    folder.open(spec, {"processes": 3}, recipe)
+    assert _count_workers(spec, arguments, folder) == 3
+    assert _count_workers(spec, replace(arguments, workers=2), folder) == 2
+    assert _count_workers(spec, replace(arguments, general=True), folder) == 1
+    for damaged in (0, 17, "3", None, True):
+        folder.add_facts({"processes": damaged})
+        assert _count_workers(spec, arguments, folder) == 1
 
 
 @pytest.mark.parametrize(
