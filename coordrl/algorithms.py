@@ -22,11 +22,13 @@ from torch.optim import Optimizer
 from coordrl.a2c import A2C
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.environments import make_env
-from coordrl.errors import RequestError
+from coordrl.errors import CheckpointError, ReplayError, RequestError
 from coordrl.extractors import EXTRACTORS, policy_kwargs
+from coordrl.journal import Games
 from coordrl.process import check_device_name
 from coordrl.recipes import Value
 from coordrl.results import WINDOW, RunFolder, Spec
+from coordrl.vectors import OnStep, WholeVecEnv
 
 Build = Callable[[Mapping[str, Value], dict[str, Any]], tuple[type[BaseAlgorithm], dict[str, Any]]]
 
@@ -137,9 +139,9 @@ def check_device(device: str) -> None:
 
 
 def snapshot(model: BaseAlgorithm, more: Mapping[str, Any]) -> Checkpoint:
-    """Take a model's state apart: weights, optimiser, random generators, counters. Changes nothing.
+    """Take a model's state apart: weights, optimiser, random generators, counters, games. Changes nothing.
 
-    The replay memory of DQN is not part of it.
+    Taken between two updates. The replay memory of DQN is not part of it, nor are games whose vector keeps no state.
 
     Args:
         model: the model.
@@ -172,37 +174,95 @@ def snapshot(model: BaseAlgorithm, more: Mapping[str, Any]) -> Checkpoint:
     arrays = {"torch_rng": torch.get_rng_state().numpy().copy(), "numpy_rng": numpy_state["state"]["key"].copy()}
     if model.device.type == "cuda":
         arrays["cuda_rng"] = torch.cuda.get_rng_state(model.device).numpy().copy()
+    env, starts = model.get_env(), model._last_episode_starts
+    games = env.save_games() if isinstance(env, WholeVecEnv) else None
+    if games is not None and starts is not None:
+        state["games_played"] = dict(games.facts)
+        arrays |= {"actions": games.actions, "episode_starts": np.asarray(starts, dtype=np.bool_)}
     tensors: dict[str, Mapping[str, Tensor]] = {"policy": dict(model.policy.named_parameters()), "optimizer": moments}
     return Checkpoint(model.num_timesteps, tensors, arrays, state)
 
 
 def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's state into a model that was built from the same spec."""
+    """Put a checkpoint's state into a model that was built from the same spec; all but its games.
+
+    Raises:
+        RequestError: the checkpoint is of another network.
+        CheckpointError: it holds what no training wrote. The model must not be used then.
+    """
     restore_weights(model, checkpoint)
-    state = checkpoint.state
-    for name, value in state["counters"].items():
+    try:
+        _restore_counters(model, checkpoint.state)
+        _restore_optimizer(model.policy.optimizer, checkpoint)
+        restore_generators(model, checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        # Written with a sound manifest, but not by a training: nobody can list all that may be wrong with it.
+        raise CheckpointError(f"it holds what no training wrote ({type(error).__name__}: {error})") from error
+
+
+def restore_games(model: BaseAlgorithm, checkpoint: Checkpoint, on_step: OnStep = lambda done, total: None) -> None:
+    """Bring the games of a model to where they were at a checkpoint; `learn` goes on with them.
+
+    Raises:
+        ReplayError: they do not come there, or the checkpoint does not say where that is.
+    """
+    env, facts = model.get_env(), checkpoint.state.get("games_played")
+    if not isinstance(env, WholeVecEnv) or not isinstance(facts, dict):
+        raise ReplayError("the checkpoint holds no state of the games")
+    actions, starts = checkpoint.arrays.get("actions"), checkpoint.arrays.get("episode_starts")
+    if actions is None or starts is None or starts.dtype != np.bool_ or starts.shape != (env.num_envs,):
+        raise ReplayError("the state of the games is damaged: actions or starts of episodes")
+    model._last_obs = env.load_games(Games(facts, actions), on_step)
+    model._last_episode_starts = starts
+
+
+def _restore_counters(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
+    """Put back what SB3 counts."""
+    for name in _counters(model):
+        value = state["counters"][name]
+        if type(value) is not type(getattr(model, name)) or not -1e18 < value < 1e18:
+            raise ValueError(f"{name} is {value!r}")
         setattr(model, name, value)
-    model.ep_info_buffer = deque(({"r": r, "l": length, "t": 0.0} for r, length in state["games"]), maxlen=WINDOW)
+    games = [(float(r), int(length)) for r, length in state["games"]]
+    model.ep_info_buffer = deque(({"r": r, "l": length, "t": 0.0} for r, length in games), maxlen=WINDOW)
     model.ep_success_buffer = deque(maxlen=WINDOW)
-    optimizer = model.policy.optimizer
+
+
+def _restore_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Put back the optimiser's moments and settings, each where the training had one of its kind."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
-    for name, value in [*checkpoint.tensors["optimizer"].items(), *state["optimizer_scalars"].items()]:
+    for name, value in [*checkpoint.tensors["optimizer"].items(), *checkpoint.state["optimizer_scalars"].items()]:
         index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        if isinstance(value, Tensor) and value.ndim:
+            if value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}")
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # in the parameter's layout
         entries.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
-    for group, saved in zip(groups, state["optimizer_groups"], strict=True):
+    for group, saved in zip(groups, checkpoint.state["optimizer_groups"], strict=True):
         # JSON has no tuples: Adam's betas come back as a list.
-        group.update({name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        for name, value in found.items():
+            if name not in group or type(value) is not type(group[name]):
+                raise ValueError(f"the optimizer's {name} is {value!r}")
+        group.update(found)
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def restore_generators(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+    """Put back the state of every random generator; right before `learn`, for whatever comes between may draw."""
+    state, arrays = checkpoint.state, checkpoint.arrays
     version, words, gauss = state["python_rng"]
     random.setstate((version, tuple(words), gauss))
-    numpy_rng = {"key": checkpoint.arrays["numpy_rng"], "pos": state["numpy_rng"]["pos"]}
+    numpy_rng = {"key": arrays["numpy_rng"], "pos": state["numpy_rng"]["pos"]}
     gaussian = {key: state["numpy_rng"][key] for key in ("has_gauss", "gauss")}
     np.random.set_state({"bit_generator": "MT19937", "state": numpy_rng, **gaussian})
     model.action_space.np_random.bit_generator.state = state["action_rng"]
-    torch.set_rng_state(torch.from_numpy(checkpoint.arrays["torch_rng"]))
-    if model.device.type == "cuda" and "cuda_rng" in checkpoint.arrays:
-        torch.cuda.set_rng_state(torch.from_numpy(checkpoint.arrays["cuda_rng"]), model.device)
+    torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
+    if model.device.type == "cuda" and "cuda_rng" in arrays:
+        torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), model.device)
 
 
 def restore_weights(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
@@ -213,13 +273,13 @@ def restore_weights(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """
     saved = checkpoint.tensors.get("policy", {})
     parameters = dict(model.policy.named_parameters())
-    if {name: p.shape for name, p in parameters.items()} != {name: t.shape for name, t in saved.items()}:
+    if {name: (p.shape, p.dtype) for name, p in parameters.items()} != {
+        name: (t.shape, t.dtype) for name, t in saved.items()
+    }:
         raise RequestError(f"the checkpoint of step {checkpoint.step:,} is of another network than the run's run.json")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-    if isinstance(model, DQN):
-        model.exploration_rate = checkpoint.state["counters"]["exploration_rate"]
 
 
 def _counters(model: BaseAlgorithm) -> list[str]:

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.errors import RequestError
+from coordrl.journal import Games, Journal, compare, digests
 from coordrl.process import allowed_cores
-from coordrl.suites import ATARI, MAX_GAME_FRAMES, choose_protocol, find_game, find_protocol, games
-from coordrl.vectors import Indices, WholeVecEnv, check_actions
+from coordrl.suites import ATARI, MAX_GAME_FRAMES, MAX_RESEED_EVERY, choose_protocol, find_game, find_protocol, games
+from coordrl.vectors import Indices, OnStep, WholeVecEnv, check_actions
 
 _FIRE_SEQUENCE = (1, 2)  # SB3's FireResetEnv: FIRE, then the action after it
 
@@ -52,6 +53,9 @@ class AtariVecEnv(WholeVecEnv):
         num_threads: emulator threads; by default one a core that this process may use.
         training: end episodes at lost lives and clip rewards, where the protocol says so. False plays
             whole games with raw rewards.
+        reseed_every: steps of an environment after which it gets a new seed when its game ends (a reset, which
+            takes 0.1 to 0.2 s), so that `save_games` and `load_games` work: the state of a game is its seed and
+            the actions since. None: no new seeds, and neither of them. The seeds follow from the first ones.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong.
@@ -69,6 +73,7 @@ class AtariVecEnv(WholeVecEnv):
         seed: int | None = None,
         num_threads: int | None = None,
         training: bool = True,
+        reseed_every: int | None = None,
     ) -> None:
         self.game = find_game(game)
         self.protocol = choose_protocol([self.game], protocol)
@@ -79,8 +84,12 @@ class AtariVecEnv(WholeVecEnv):
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
         if num_threads is not None and num_threads < 1:
             raise RequestError(f"num_threads is {num_threads}; it is at least 1, or None for one a core")
+        if reseed_every is not None and not 1 <= reseed_every <= MAX_RESEED_EVERY:
+            raise RequestError(f"reseed_every is {reseed_every}; it is from 1 to {MAX_RESEED_EVERY:,}, or None")
         self._waiting = False
         self._ready = False  # reset at least once
+        self._journal = None if reseed_every is None else Journal(n_envs, reseed_every)
+        self._is_replaying = False  # on the way to a saved state: nothing is noted
         emulators = make_emulators(
             self.game, n_envs, protocol=protocol, num_threads=num_threads or min(n_envs, available_cores())
         )
@@ -107,17 +116,38 @@ class AtariVecEnv(WholeVecEnv):
         if self._waiting:  # finish the step under way: the C++ queue would mix its results with the reset's
             self._ale.recv()
             self._waiting = False
-        seeds = None if self._seeds[0] is None else np.array(self._seeds, dtype=np.int32)
-        observations: NDArray[np.uint8]
-        observations, info = self._ale.reset(seed=seeds)
+        given = None if self._seeds[0] is None else [seed for seed in self._seeds if seed is not None]
+        seeds = None if given is None else np.array(given, dtype=np.int32)
+        if self._journal is not None:
+            seeds = self._journal.begin(given)
         self._reset_seeds()
         self._reset_options()
+        return self._reset_all(seeds)
+
+    def _reset_all(self, seeds: NDArray[np.int32] | None) -> NDArray[np.uint8]:
+        """Start a new game everywhere, from seeds or from where each environment's own draws have come to."""
+        observations: NDArray[np.uint8]
+        observations, info = self._ale.reset(seed=seeds)
         self._ready = True
         self._lives = info["lives"].copy()
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._fire_stage[:] = len(_FIRE_SEQUENCE)
         self.reset_infos = [{"lives": int(lives)} for lives in self._lives]
+        self._seen = observations
+        return observations
+
+    def _reset_some(self, indices: NDArray[np.intp], seeds: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Start a new game in some environments, from seeds; returns the observations of all."""
+        mask = np.zeros(self.num_envs, dtype=np.bool_)
+        mask[indices] = True
+        observations: NDArray[np.uint8]
+        observations, info = self._ale.reset(seed=seeds, options={"reset_mask": mask})
+        self._lives = info["lives"].copy()
+        self._returns[indices] = 0.0
+        self._lengths[indices] = 0
+        self._fire_stage[indices] = len(_FIRE_SEQUENCE)
+        self._seen = observations
         return observations
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -132,6 +162,8 @@ class AtariVecEnv(WholeVecEnv):
             raise RequestError("the environments were never reset; call reset before the first step")
         # ale-py hangs for ever on an action outside the set, so the check comes before the sending.
         sent = check_actions(actions, self.num_envs, len(self.action_meanings), self.game)
+        if self._journal is not None and not self._is_replaying:
+            self._journal.note(sent)
         self._replaced[:] = 0
         if self._fires:
             for stage, action in enumerate(_FIRE_SEQUENCE):
@@ -170,7 +202,75 @@ class AtariVecEnv(WholeVecEnv):
         for index in np.flatnonzero(game_over):
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
             infos[index]["episode"] = self._finish_game(index)
+        self._seen = observations
+        if self._journal is not None and not self._is_replaying and game_over.any():
+            due, seeds = self._journal.renew(game_over)
+            if due.size:
+                observations = self._reset_some(due, seeds)
+                for index in due:
+                    infos[index]["lives"] = int(self._lives[index])
         return observations, rewards, ends_episode, infos
+
+    def save_games(self) -> Games | None:
+        """Return the state of the games between two steps; None without `reseed_every`.
+
+        Raises:
+            RequestError: a step is under way.
+        """
+        if self._waiting:
+            raise RequestError("save_games was called between step_async and step_wait; call it between two steps")
+        if self._journal is None or not self._ready:
+            return None
+        return self._journal.save(self._facts())
+
+    def load_games(self, games: Games, on_step: OnStep = lambda done, total: None) -> NDArray[np.uint8]:
+        """Play the games to a state that was saved, and return the observations of that moment.
+
+        Raises:
+            ReplayError: they do not come there. The vector must be reset before it is used.
+        """
+        if self._journal is None:
+            return super().load_games(games, on_step)
+        if self._waiting:
+            self._ale.recv()
+            self._waiting = False
+        self._ready = False
+        self._journal.load(games, len(self.action_meanings))
+        seeds = np.array(self._journal.seeds, dtype=np.int32)
+        steps = len(games.actions)
+        self._is_replaying = True
+        try:
+            self._reset_all(seeds)
+            for step, actions in enumerate(games.actions):
+                # One that was seeded later plays something until it is its turn.
+                (due,) = np.nonzero(self._journal.ages == steps - step)
+                if step and due.size:
+                    self._reset_some(due, seeds[due])
+                idle = self._journal.ages < steps - step
+                self.step_async(np.where(idle, 0, actions.astype(np.int64)))
+                self.step_wait()
+                on_step(step + 1, steps)
+            (due,) = np.nonzero(self._journal.ages == 0)
+            if steps and due.size:
+                self._reset_some(due, seeds[due])
+            compare(games.facts, self._facts(), self.game)
+        except BaseException:
+            self._ready = False
+            raise
+        finally:
+            self._is_replaying = False
+        self._reset_seeds()
+        return self._seen
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what can be seen of each environment, to compare with after its game was played again."""
+        return {
+            "digests": digests(self._seen),
+            "lives": self._lives.tolist(),
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "fire_stages": self._fire_stage.tolist(),
+        }
 
     def _finish_game(self, index: np.intp) -> dict[str, float]:
         """Return what Monitor would report of the game that just ended, and count from zero again."""

@@ -8,6 +8,12 @@
 
 A checkpoint is written beside its place, forced to the disk and moved there whole, so that a crash at
 any moment leaves either the one before or this one.
+
+It is read as if a stranger had sent it. Every file is read once, into memory, and measured, before a byte of it is
+taken apart; nothing in it is unpickled, evaluated or imported, and no number in it decides how much memory is used.
+
+Formats: 2 is what this coordrl writes. 1, which had no games in it, is read as well: a run goes on from it with new
+games. Every later coordrl is to read 2 or to say that it does not; a format that is not known is refused.
 """
 
 from __future__ import annotations
@@ -15,11 +21,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors
@@ -27,11 +36,22 @@ import safetensors.torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coordrl.errors import ResumableError
+from coordrl.errors import CheckpointError, ResumableError
+from coordrl.faults import reach
 from coordrl.results import sync_file, sync_folder
 
-FORMAT = 1  # raised when the files change their meaning; another number is refused, never guessed at
+FORMAT = 2  # raised when the files change their meaning
+READ = (1, FORMAT)
 KEEP = 2  # verified checkpoints of a run
+MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
+MAX_HEADER = 1 << 20  # bytes of the JSON at the head of a .safetensors
+MAX_FILES = 64
+
+# What numpy writes for an array without pickle, in C order; numpy itself would evaluate it as Python.
+_NPY = re.compile(
+    rb"\{'descr': '([<|](?:b1|[iu][1248]|f[248]))', 'fortran_order': False, 'shape': \(((?:\d{1,15}, ?)*\d{0,15})\), \} *\n"
+)
+_FILE = re.compile(r"[A-Za-z0-9_]+\.(?:safetensors|npy)|state\.json")
 
 
 @dataclass(frozen=True)
@@ -42,35 +62,51 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
     arrays: Mapping[str, NDArray[Any]]
     state: Mapping[str, Any]
-    skipped: list[str] = field(default_factory=list)  # newer checkpoints that did not verify, and why
+    skipped: list[str] = field(default_factory=list)  # newer checkpoints that cannot be used, and why
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `folder`, then drop all but the newest `KEEP`.
+    """Write a checkpoint below `folder`, then drop what is older than the newest `KEEP` that verify.
 
-    Returns its folder, named by the step in 12 digits. One that is there already is left alone.
+    Returns its folder, named by the step in 12 digits. One that is there already and verifies is left alone.
+
+    Raises:
+        ResumableError: what was written does not verify; the older ones are kept.
+        OSError: it cannot be written; the older ones are kept.
     """
     place = folder / f"{checkpoint.step:012d}"
-    if place.exists() and not _fault(place):
+    if place.exists() and not find_fault(place):
         return place
+    for left in folder.glob(".*.partial"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial = folder / f".{place.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_files(partial, checkpoint)
+        if place.exists():  # the one that was there does not verify
+            shutil.rmtree(place)
+        reach("rename")
+        partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # most often the disk is full: give the room back
         raise
-    if place.exists():  # the one that was there did not verify
-        shutil.rmtree(place)
-    partial.rename(place)
     sync_folder(folder)
-    # Newer ones did not verify when this run went on from an older one: they belong to no run any more.
-    kept = [old for old in _places(folder) if int(old.name) <= checkpoint.step][:KEEP]
-    for old in _places(folder):
-        if old not in kept:
-            shutil.rmtree(old)
+    fault = find_fault(place)
+    if fault:
+        raise ResumableError(f"the checkpoint {place} does not verify after it was written: {fault}. Look at the disk")
+    _drop(folder, checkpoint.step)
     return place
+
+
+def _drop(folder: Path, step: int) -> None:
+    """Remove checkpoints that are older than the newest `KEEP` that verify, and those of steps to come."""
+    verified = 0
+    for place in _places(folder):
+        # Newer ones could not be used when this run went on from an older one: they belong to no run any more.
+        if int(place.name) > step or verified >= KEEP:
+            shutil.rmtree(place, ignore_errors=True)
+        elif not find_fault(place):
+            verified += 1
 
 
 def _write_files(place: Path, checkpoint: Checkpoint) -> None:
@@ -78,43 +114,112 @@ def _write_files(place: Path, checkpoint: Checkpoint) -> None:
 
     Every file goes through Python's own writing, because only that reports a full disk as an OSError.
     """
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        reach("write")
+        (place / name).write_bytes(data)
+        files[name] = _measure(data)
+
     for group, tensors in checkpoint.tensors.items():
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        (place / f"{group}.safetensors").write_bytes(safetensors.torch.save(whole))
+        write(f"{group}.safetensors", safetensors.torch.save(whole))
     for name, array in checkpoint.arrays.items():
-        (place / f"{name}.npy").write_bytes(array_bytes(array))
+        write(f"{name}.npy", array_bytes(array))
     state = {"step": checkpoint.step, **checkpoint.state}
-    (place / "state.json").write_text(json.dumps(state, allow_nan=False) + "\n", encoding="utf-8")
-    files = {file.name: _measure(file) for file in sorted(place.iterdir())}
-    manifest = {"format": FORMAT, "step": checkpoint.step, "files": files}
-    (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write("state.json", (json.dumps(state, allow_nan=False) + "\n").encode())
+    manifest = {"format": FORMAT, "step": checkpoint.step, "files": {**files}}
+    write("manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
     for file in place.iterdir():
         sync_file(file)
     sync_folder(place)
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:
-    """Return an array in .npy's format, without pickle."""
+    """Return an array in .npy's format, in C order, without pickle."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
-def read_newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint that verifies, or return None where there is no checkpoint at all.
+def parse_array(data: bytes) -> NDArray[Any]:
+    """Return the array of a .npy, as `array_bytes` makes it.
 
     Raises:
-        ResumableError: there are checkpoints, and none verifies.
+        ValueError: it is none, or not as long as it says.
+    """
+    length = int.from_bytes(data[8:10], "little")
+    found = _NPY.fullmatch(data[10 : 10 + length])
+    if data[:8] != b"\x93NUMPY\x01\x00" or found is None:
+        raise ValueError("it is no .npy of numbers")
+    dtype = np.dtype(found[1].decode())
+    shape = tuple(int(side) for side in found[2].split(b",") if side.strip())
+    body = data[10 + length :]
+    if len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(body):
+        raise ValueError(f"an array of shape {shape} does not take {len(body)} bytes")
+    return np.frombuffer(body, dtype).reshape(shape).copy()
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        ValueError: it is too long, not JSON, no object, or an object in it has a key twice.
+    """
+    if len(data) > MAX_JSON:
+        raise ValueError(f"it has {len(data):,} bytes, more than the {MAX_JSON:,} that it may")
+    try:
+        parsed = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 # of the file's content, as all else here
+    return parsed
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs, no key of which may come twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return made
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _parse_tensors(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors, whose header is checked first: the library takes a key twice."""
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
+        raise ValueError(f"its header would have {length:,} bytes")
+    for name, entry in parse_json(data[8 : 8 + length]).items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
+        if name != "__metadata__" and not sides:
+            raise ValueError(f"{name} has shape {shape}")
+    return safetensors.torch.load(data)
+
+
+def read_newest(folder: Path, use: Callable[[Checkpoint], None] = lambda checkpoint: None) -> Checkpoint | None:
+    """Read the newest checkpoint that verifies and can be used, or return None where there is no checkpoint at all.
+
+    Args:
+        folder: the checkpoints.
+        use: what is to be done with it; where that raises CheckpointError, the next older one is tried.
+
+    Raises:
+        ResumableError: there are checkpoints, and none can be used.
     """
     skipped: list[str] = []
     for place in _places(folder):
-        fault = _fault(place)
-        if not fault:
-            try:
-                return _read(place, skipped)
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
-                fault = f"{type(error).__name__} {error}"
-        skipped.append(f"{place.name}: {fault}")
+        try:
+            checkpoint = _read(place, skipped)
+            use(checkpoint)
+            return checkpoint
+        except CheckpointError as error:
+            skipped.append(f"{place.name}: {error}")
     if skipped:
         raise ResumableError(
             f"no checkpoint in {folder} can be read ({'; '.join(skipped)}). Restore one from a copy, or remove the run's"
@@ -127,40 +232,102 @@ def _places(folder: Path) -> list[Path]:
     """Return the checkpoints' folders, newest first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()), reverse=True)
+    return sorted((path for path in folder.iterdir() if re.fullmatch(r"\d{12}", path.name)), reverse=True)
 
 
-def _fault(place: Path) -> str:
+def find_fault(place: Path) -> str:
     """Say what is wrong with a checkpoint's files, or return ""."""
     try:
-        manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}; this coordrl reads format {FORMAT}"
-        if int(place.name) != manifest["step"]:
-            return f"it is of step {manifest['step']}"
-        listed, found = set(manifest["files"]), {file.name for file in place.iterdir()} - {"manifest.json"}
-        if listed != found or "state.json" not in listed:
-            return f"files are missing or foreign: {', '.join(sorted(listed ^ found)) or 'state.json'}"
-        for name, measured in manifest["files"].items():
-            file = place / name
-            if file.is_symlink() or not file.is_file():
-                return f"{name} is not a file of its own"
-            if file.stat().st_size != measured["bytes"] or _measure(file) != measured:
-                return f"{name} has changed since it was written"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"manifest: {type(error).__name__} {error}"
+        for _ in _read_files(place):
+            pass
+    except CheckpointError as error:
+        return str(error)
     return ""
 
 
 def _read(place: Path, skipped: list[str]) -> Checkpoint:
-    """Read a checkpoint that verifies."""
-    tensors = {file.stem: safetensors.torch.load_file(file) for file in place.glob("*.safetensors")}
-    arrays = {file.stem: np.load(file, allow_pickle=False) for file in place.glob("*.npy")}
-    state = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(int(place.name), tensors, arrays, state, skipped)
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it does not verify.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    state: dict[str, Any] = {}
+    for name, data in _read_files(place):
+        stem, _, kind = name.partition(".")
+        try:
+            if kind == "safetensors":
+                tensors[stem] = _parse_tensors(data)
+            elif kind == "npy":
+                arrays[stem] = parse_array(data)
+            else:
+                state = parse_json(data)
+        except (ValueError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{name}: {error}") from error
+    step = int(place.name)
+    if state.get("step") != step:
+        raise CheckpointError(f"state.json is of step {state.get('step')}")
+    return Checkpoint(step, tensors, arrays, state, skipped)
 
 
-def _measure(file: Path) -> dict[str, Any]:
+def _read_files(place: Path) -> Iterable[tuple[str, bytes]]:
+    """Yield the name and the content of each file of a checkpoint but the manifest, once it is as that says.
+
+    Raises:
+        CheckpointError: something is not as it should be.
+    """
+    try:
+        if place.is_symlink() or not place.is_dir():
+            raise CheckpointError("it is no folder of its own")
+        with os.scandir(place) as entries:
+            found = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if _is_own(entry)}
+        manifest = _parse_manifest(place, found)
+        for name, measured in manifest.items():
+            if found[name] != measured["bytes"]:
+                raise CheckpointError(f"{name} has changed since it was written")
+            data = (place / name).read_bytes()
+            if _measure(data) != measured:
+                raise CheckpointError(f"{name} has changed since it was written")
+            yield name, data
+    except OSError as error:
+        raise CheckpointError(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    """Say that something in a checkpoint is a file, or refuse it."""
+    if not entry.is_file(follow_symlinks=False):
+        raise CheckpointError(f"{entry.name} is not a file of its own")
+    return True
+
+
+def _parse_manifest(place: Path, found: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return what the manifest says of each file, after checking that it speaks of those that are there."""
+    if "manifest.json" not in found:
+        raise CheckpointError("manifest.json is missing")
+    if found["manifest.json"] > MAX_JSON or len(found) > MAX_FILES:
+        raise CheckpointError("manifest: it is too long, or there are too many files")
+    try:
+        manifest = parse_json((place / "manifest.json").read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"manifest: {error}") from error
+    if manifest.get("format") not in READ:
+        known = " and ".join(map(str, READ))
+        raise CheckpointError(f"format {manifest.get('format')}; this coordrl reads formats {known}")
+    if manifest.get("step") != int(place.name):
+        raise CheckpointError(f"it is of step {manifest.get('step')}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError("manifest: it lists no files")
+    differing = set(files) ^ (set(found) - {"manifest.json"})
+    if differing or "state.json" not in files:
+        raise CheckpointError(f"files are missing or foreign: {', '.join(sorted(differing)) or 'state.json'}")
+    for name, measured in files.items():
+        if not _FILE.fullmatch(name) or not isinstance(measured, dict) or type(measured.get("bytes")) is not int:
+            raise CheckpointError(f"manifest: {name} is no file of a checkpoint")
+    return files
+
+
+def _measure(data: bytes) -> dict[str, Any]:
     """Return a file's length in bytes and its SHA-256."""
-    with file.open("rb") as handle:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -28,9 +28,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from coordrl.errors import RequestError
+from coordrl.errors import ReplayError, RequestError
+from coordrl.journal import Games
 from coordrl.suites import CONTROLS, choose_protocol, find_game
-from coordrl.vectors import WholeVecEnv, check_actions
+from coordrl.vectors import OnStep, WholeVecEnv, check_actions
 
 PICTURES_PER_GAME = 20
 # None is another one, rolled, and none is brighter than another.
@@ -182,6 +183,44 @@ class ControlVecEnv(WholeVecEnv):
         self._state = self._state + _GOLDEN
         draws = _mix(self._state) >> np.uint64(32)  # 32 bits: a share of 144 in them is even to 1 in 30 million
         self._shown = ((draws * np.uint64(len(self._pictures))) >> np.uint64(32)).astype(np.int64)
+        return self._pictures[self._shown]
+
+    def save_games(self) -> Games | None:
+        """Return the state of the games between two steps; None before the first reset."""
+        if self._shown is None:
+            return None
+        facts = {
+            "states": self._state.tolist(),
+            "shown": self._shown.tolist(),
+            "returns": self._returns.tolist(),
+            "length": self._length,
+        }
+        return Games(facts, np.zeros((0, self.num_envs), dtype=np.uint8))
+
+    def load_games(self, games: Games, on_step: OnStep = lambda done, total: None) -> NDArray[np.uint8]:
+        """Bring the games to a state that was saved, and return the pictures of that moment.
+
+        Raises:
+            ReplayError: it is no state of such games.
+        """
+        self._check_open()
+        facts = games.facts
+        limits = {"states": 2**64, "shown": len(self._pictures), "returns": PICTURES_PER_GAME}
+        for name, limit in limits.items():
+            numbers: Any = facts.get(name)
+            whole = isinstance(numbers, list) and len(numbers) == self.num_envs
+            if not whole or not all(type(number) is int and 0 <= number < limit for number in numbers):
+                raise ReplayError(
+                    f"the state of the games is damaged: {name} are no {self.num_envs} numbers below {limit:,}"
+                )
+        length: Any = facts.get("length")
+        if type(length) is not int or not max(facts["returns"]) <= length < PICTURES_PER_GAME:
+            raise ReplayError(f"the state of the games is damaged: length is {length!r}")
+        self._state = np.array(facts["states"], dtype=np.uint64)
+        self._shown = np.array(facts["shown"], dtype=np.int64)
+        self._returns = np.array(facts["returns"], dtype=np.int64)
+        self._length, self._chosen = length, None
+        self._reset_seeds()
         return self._pictures[self._shown]
 
     def close(self) -> None:

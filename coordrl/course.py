@@ -7,9 +7,9 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any, final
 
@@ -21,22 +21,25 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.algorithms import environment_seed, snapshot
-from coordrl.checkpoint import array_bytes, write_checkpoint
+from coordrl.checkpoint import Checkpoint, array_bytes, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
-from coordrl.errors import DivergedError, StoppedError
+from coordrl.errors import CheckpointError, DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
+from coordrl.faults import reach
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
-from coordrl.suites import ATARI, find_protocol
+from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
+from coordrl.watchdog import Watchdog
 
 MAPS = 20  # pictures of the position maps over a run
+BATCH = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
 LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_loss")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; of these, the number of workers changes what is drawn, and nothing else anything."""
+    """How a run is carried out. The numbers of workers and of steps between seeds change what is drawn, the rest nothing."""
 
     device: str
     checkpoint_every: int  # steps
@@ -46,6 +49,40 @@ class Options:
     general: bool = False  # A2C by SB3's own code alone
     workers: int = 1  # processes that it may be divided over, the training's own among them
     plan: str | None = None  # the hash of the comparison that the run is part of
+    reseed_every: int = RESEED_EVERY  # steps of an environment between new seeds; see coordrl.journal
+
+
+@dataclass
+class Marks:
+    """Where a course has come to, beside the model: part of a checkpoint, so that taking one changes nothing else."""
+
+    row: int = 0  # step of the last row of progress.jsonl
+    map: int = 0  # of the last position maps
+    evaluation: int = 0
+    games: list[list[float]] = field(default_factory=list)  # [step, return, length] of those finished since the row
+    games_finished: int = 0  # up to the row
+    seconds: float = 0.0  # that the run took, in all of its processes
+
+    @staticmethod
+    def of(checkpoint: Checkpoint) -> Marks:
+        """Return the marks of a checkpoint. One of format 1 has none: it stands behind a row of its own.
+
+        Raises:
+            CheckpointError: they are none.
+        """
+        step, state = checkpoint.step, checkpoint.state
+        try:
+            if "marks" not in state:
+                return Marks(step, step, step, [], -1, float(state["seconds"]))
+            found = Marks(**state["marks"])
+            steps = (found.row, found.map, found.evaluation)
+            whole = all(type(number) is int and 0 <= number <= step for number in steps)
+            games = [[int(of), float(r), int(length)] for of, r, length in found.games]
+            if not whole or type(found.games_finished) is not int or not 0 <= found.seconds < 1e12:
+                raise ValueError(f"steps {steps}, {found.games_finished!r} games in {found.seconds!r} s")
+            return replace(found, games=games)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"it holds what no training wrote ({type(error).__name__}: {error})") from error
 
 
 @final
@@ -88,23 +125,26 @@ class Course(BaseCallback):
         view: TensorBoardView,
         line: ProgressLine,
         signals: StopSignals,
-        seconds: float,
+        watchdog: Watchdog,
+        marks: Marks,
+        conditions: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.spec, self.folder, self.options, self.view, self.line = spec, folder, options, view, line
-        self._signals = signals
+        self._signals, self._watchdog = signals, watchdog
+        self._marks, self._conditions = marks, dict(conditions)
         self._layer = first_coordconv(model)
-        self._games: list[list[float]] = []  # [step, return, length] of those finished since the last row
+        if marks.games_finished < 0:  # a checkpoint that does not know
+            rows = read_rows(folder.progress_file)
+            marks.games_finished = rows[-1]["games_finished"] if rows else 0
         begins_at = model.num_timesteps
-        rows = read_rows(folder.progress_file)
-        self._games_finished: int = rows[-1]["games_finished"] if rows else 0
         self._row_every = max(spec.steps // ROWS, 1)
         self._map_every = max(spec.steps // MAPS, 1)
-        self._last_row = self._last_checkpoint = self._last_evaluation = self._last_map = begins_at
+        self._last_checkpoint = begins_at
         self._refills = begins_at > 0  # DQN's replay memory, which is not part of a checkpoint
-        self._seconds_before = seconds
         self._began = self._row_time = time.monotonic()
-        self._busy = 0.0  # seconds in evaluations and checkpoints since the last row
+        self._rate_from = begins_at  # the step at `_row_time`
+        self._busy = 0.0  # seconds in evaluations and checkpoints since then
         model.set_logger(Logger(folder=None, output_formats=[]))  # SB3's values are read from it, see _row
 
     def _on_training_start(self) -> None:
@@ -112,23 +152,27 @@ class Course(BaseCallback):
             self._draw_maps()
 
     def _on_step(self) -> bool:
+        reach("step")
+        self._watchdog.beat()
         for info in self.locals["infos"]:
             if "episode" in info:
-                self._games.append([self.num_timesteps, info["episode"]["r"], info["episode"]["l"]])
+                self._marks.games.append([self.num_timesteps, info["episode"]["r"], info["episode"]["l"]])
         return True
 
     def _on_rollout_start(self) -> None:
         step = self.model.num_timesteps
+        reach("update")
+        self._watchdog.beat()
         self._check_losses()
         self._hold_updates()
         self.line.update(step, lambda: self._describe(step))
-        if _is_due(self._row_every, self._last_row, step):
+        if _is_due(self._row_every, self._marks.row, step):
             self._write_row()
-        if _is_due(self._map_every, self._last_map, step):
+        if _is_due(self._map_every, self._marks.map, step):
             self._draw_maps()
         if self._signals.received:
             self._stop()
-        if _is_due(self.options.eval_every, self._last_evaluation, step):
+        if _is_due(self.options.eval_every, self._marks.evaluation, step):
             self._evaluate()
         if _is_due(self.options.checkpoint_every, self._last_checkpoint, step):
             self._write_checkpoint()
@@ -150,12 +194,12 @@ class Course(BaseCallback):
         self._check_losses()
         self._check_weights()
         step = self.model.num_timesteps
-        if step > self._last_row:
+        if step > self._marks.row:
             self._write_row()
-        if step > self._last_map:
+        if step > self._marks.map:
             self._draw_maps()
         evaluation = read_rows(self.folder.evaluations_file)[-1:]
-        if self.options.eval_every > 0 and step > self._last_evaluation:
+        if self.options.eval_every > 0 and step > self._marks.evaluation:
             evaluation = [self._evaluate()]
         self._write_checkpoint()
         self._export()
@@ -165,7 +209,7 @@ class Course(BaseCallback):
             "spec": asdict(self.spec),
             "steps": step,
             "frames": self.spec.frames(step),
-            "games_finished": self._games_finished,
+            "games_finished": self._marks.games_finished,
             "final_return": float(np.mean(returns)) if returns else None,
             "final_return_games": len(returns),
             "final_returns": returns,
@@ -208,17 +252,26 @@ class Course(BaseCallback):
         )
 
     def record_divergence(self, error: DivergedError) -> None:
-        """Write diverged.json: a comparison counts such a run with the games that it finished before."""
+        """Write diverged.json, and the batch of the update that it came to light after, as .npy in diverged/.
+
+        A comparison counts such a run with the games that it finished before.
+        """
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if buffer is not None:
+            self.folder.diverged_batch.mkdir(exist_ok=True)
+            for name in BATCH:
+                data = array_bytes(np.asarray(getattr(buffer, name)))
+                (self.folder.diverged_batch / f"{name}.npy").write_bytes(data)
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         facts = {"spec": asdict(self.spec), "step": self.model.num_timesteps, "sign": str(error), "returns": returns}
         write_json(self.folder.diverged_file, facts)
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""
-        rate = (step - self._last_row) / max(time.monotonic() - self._row_time - self._busy, 1e-9)
+        rate = (step - self._rate_from) / max(time.monotonic() - self._row_time - self._busy, 1e-9)
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         mean = f"mean return {np.mean(returns):,.1f} (last {len(returns)} games)" if returns else "no game finished yet"
-        speed = f"{rate:,.0f} steps/s" if step > self._last_row else ""
+        speed = f"{rate:,.0f} steps/s" if step > self._rate_from else ""
         return " · ".join(part for part in (f"{self.spec.frames(step):,} frames", speed, mean) if part)
 
     def _row(self) -> dict[str, Any]:
@@ -234,27 +287,27 @@ class Course(BaseCallback):
             "step": step,
             "frames": self.spec.frames(step),
             "seconds": round(self._seconds(), 3),
-            "steps_per_second": round((step - self._last_row) / max(elapsed, 1e-9), 1),
+            "steps_per_second": round((step - self._rate_from) / max(elapsed, 1e-9), 1),
             "return_mean": _mean(episode["r"] for episode in window),
             "length_mean": _mean(episode["l"] for episode in window),
-            "games_finished": self._games_finished,
-            "games": self._games,
+            "games_finished": self._marks.games_finished,
+            "games": self._marks.games,
             "train": {name: _finite(value) for name, value in losses.items()},
             "coordinates": {f"coordinates/{name}": _finite(value) for name, value in norms.items()},
         }
 
     def _write_row(self) -> None:
-        self._games_finished += len(self._games)
+        self._marks.games_finished += len(self._marks.games)
         row = self._row()
         append_row(self.folder.progress_file, row)
         self.view.write_row(row)
-        self._games = []
-        self._last_row = row["step"]
+        self._marks.games = []
+        self._marks.row = self._rate_from = row["step"]
         self._row_time, self._busy = time.monotonic(), 0.0
 
     def _draw_maps(self) -> None:
         """Keep the position maps of this moment, and show them in TensorBoard."""
-        self._last_map = step = self.model.num_timesteps
+        self._marks.map = step = self.model.num_timesteps
         if self._layer is None:
             return
         _, height, width = self.model.observation_space.shape or (0, 0, 0)
@@ -282,6 +335,8 @@ class Course(BaseCallback):
         self._check_weights()
 
         def on_step(returns: list[float], steps: int) -> None:
+            self._watchdog.beat()
+
             def describe() -> str:
                 games = describe_games(returns, steps, time.monotonic() - began)
                 return f"evaluating: {len(returns)} of {episodes} games · {games}"
@@ -295,6 +350,7 @@ class Course(BaseCallback):
                 self._stop()
 
         with self._pause():
+            reach("evaluation")
             seed = environment_seed(self.spec.seed, "evaluate", step)
             evaluation = evaluate(self.model, self.spec, episodes, seed=seed, on_step=on_step)
             row = {
@@ -309,19 +365,20 @@ class Course(BaseCallback):
             }
             append_row(self.folder.evaluations_file, row)
             self.view.write_evaluation(row)
-            self._last_evaluation = step
+            self._marks.evaluation = step
         return row
 
     def _write_checkpoint(self) -> None:
-        if self.model.num_timesteps > self._last_row:
-            self._write_row()  # a resumed run cuts the log at its checkpoint: no game may fall between
+        """Keep all that the run needs to go on as if nothing had happened."""
         with self._pause():
             self._check_weights()
             self.view.flush()
             for log in (self.folder.progress_file, self.folder.evaluations_file):
                 if log.exists():
                     sync_file(log)  # a checkpoint relies on the logs up to it
-            write_checkpoint(self.folder.checkpoints, snapshot(self.model, {"seconds": round(self._seconds(), 3)}))
+            marks = asdict(replace(self._marks, seconds=round(self._seconds(), 3)))
+            more = {"marks": marks, "conditions": self._conditions}
+            write_checkpoint(self.folder.checkpoints, snapshot(self.model, more))
             self._last_checkpoint = self.model.num_timesteps
 
     def _export(self) -> None:
@@ -341,7 +398,7 @@ class Course(BaseCallback):
 
     def _seconds(self) -> float:
         """Return the run's time so far, in all of its processes."""
-        return self._seconds_before + time.monotonic() - self._began
+        return self._marks.seconds + time.monotonic() - self._began
 
 
 def _is_due(every: int, last: int, step: int) -> bool:

@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from coordrl.atari import AtariVecEnv
 from coordrl.errors import RequestError
+from coordrl.journal import Games, check_state
 from coordrl.suites import choose_protocol, find_game
-from coordrl.vectors import Indices, WholeVecEnv, check_actions
+from coordrl.vectors import Indices, OnStep, WholeVecEnv, check_actions
 from coordrl.workers import Memory, Worker, default_workers, end, hire
 
 Infos = list[dict[str, Any]]
@@ -104,10 +105,9 @@ class Part:
         self._memory = Memory(count_bytes(n_envs, 1))
         self._arrays = PartArrays(n_envs, 1, self._memory.buffer)
 
-    def make(self, game: str, protocol: str, training: bool) -> None:
-        """Let the worker make its environments; it may still be importing when this returns."""
-        words = {"game": game, "n_envs": self.n_envs, "protocol": protocol, "training": training}
-        self.worker.tell({"do": "make", **words}, [self._memory.fd])
+    def make(self, **words: Any) -> None:
+        """Let the worker make its environments from AtariVecEnv's arguments; it may still be importing when this returns."""
+        self.worker.tell({"do": "make", "n_envs": self.n_envs, "words": words}, [self._memory.fd])
 
     def reset_async(self, seed: int | None) -> None:
         """Begin a reset; the first environment gets the seed, if there is one."""
@@ -117,6 +117,22 @@ class Part:
         """Return the first observations, a view, and the infos of the reset."""
         infos: Infos = self.worker.answer()["infos"]
         return self._arrays.observations[0], infos
+
+    def save_games(self) -> Games | None:
+        """Return the state of the games, if it is kept."""
+        self.worker.tell({"do": "save"})
+        saved = self.worker.answer()["games"]
+        return None if saved is None else Games.from_message(saved)
+
+    def load_async(self, games: Games) -> None:
+        """Begin to play the games to a state that was saved."""
+        self.worker.tell({"do": "load", "games": games.to_message()})
+
+    def load_wait(self) -> NDArray[np.uint8]:
+        """Return the observations of that moment, a view."""
+        self.worker.answer()
+        observations: NDArray[np.uint8] = self._arrays.observations[0]
+        return observations
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
         """Begin a step."""
@@ -146,6 +162,7 @@ class DividedVecEnv(WholeVecEnv):
         protocol: the rules, a name of coordrl.suites.PROTOCOLS.
         seed: environment i gets seed + i. None draws one.
         training: as AtariVecEnv's.
+        reseed_every: as AtariVecEnv's.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong; or this system cannot do it.
@@ -163,6 +180,7 @@ class DividedVecEnv(WholeVecEnv):
         protocol: str = "zoo-v4",
         seed: int | None = None,
         training: bool = True,
+        reseed_every: int | None = None,
     ) -> None:
         if n_envs < 1:
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
@@ -184,11 +202,16 @@ class DividedVecEnv(WholeVecEnv):
         self.parts = [Part(worker, size) for worker, size in zip(others, self.sizes[1:], strict=True)]
         try:
             self.mine = AtariVecEnv(
-                game, self.sizes[0], protocol=protocol, num_threads=1 if self.parts else None, training=training
+                game,
+                self.sizes[0],
+                protocol=protocol,
+                num_threads=1 if self.parts else None,
+                training=training,
+                reseed_every=reseed_every,
             )
             self.game, self.protocol, self.training = self.mine.game, self.mine.protocol, training
             for part in self.parts:
-                part.make(self.game, self.protocol.name, training)
+                part.make(game=self.game, protocol=self.protocol.name, training=training, reseed_every=reseed_every)
             self.action_meanings = self.mine.action_meanings
             self._lives = [0] * n_envs
             super().__init__(n_envs, self.mine.observation_space, self.mine.action_space)
@@ -215,6 +238,38 @@ class DividedVecEnv(WholeVecEnv):
         self._reset_options()
         self.reset_infos = infos
         self.note_lives(infos)
+        return np.concatenate(observations)
+
+    def save_games(self) -> Games | None:
+        """Return the state of the games between two steps; None without `reseed_every`.
+
+        Raises:
+            RequestError: a step is under way.
+        """
+        self._check_open()
+        parts = [self.mine.save_games(), *(part.save_games() for part in self.parts)]
+        saved = [part for part in parts if part is not None]
+        return Games.join(saved) if len(saved) == len(parts) else None
+
+    def load_games(self, games: Games, on_step: OnStep = lambda done, total: None) -> NDArray[np.uint8]:
+        """Play the games to a state that was saved, and return the observations of that moment.
+
+        Raises:
+            ReplayError: they do not come there. The vector must be reset before it is used.
+        """
+        self._check_open()
+        check_state(games, self.num_envs, len(self.action_meanings))
+        for part, chosen in zip(self.parts, self.slices[1:], strict=True):
+            part.load_async(games.part(chosen))
+        try:
+            observations = [self.mine.load_games(games.part(self.slices[0]), on_step)]
+            observations += [part.load_wait() for part in self.parts]
+        except BaseException:
+            for part in self.parts:
+                part.worker.forsake()
+            raise
+        self.note_lives([{"lives": lives} for lives in games.facts["lives"]])
+        self._reset_seeds()
         return np.concatenate(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:

@@ -12,6 +12,7 @@ from coordrl.atari import AtariVecEnv
 from coordrl.divided import PartArrays, count_bytes, pack_infos
 from coordrl.fast_network import FastNetwork
 from coordrl.fast_parts import Orders, Player, floats, rebuild
+from coordrl.journal import Games
 from coordrl.workers import Memory, Message, serve
 
 
@@ -24,7 +25,7 @@ class Servant:
     player: Player | None = None
 
     def answer(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
-        """Answer a request: make, reset, step, network, play."""
+        """Answer a request: make, reset, save, load, step, network, play."""
         found: dict[str, Any] = getattr(self, f"do_{request['do']}")(request, fds)
         return found
 
@@ -33,9 +34,7 @@ class Servant:
         n_envs = request["n_envs"]
         self._memory = Memory(count_bytes(n_envs, 1), fds[0])
         self.arrays = PartArrays(n_envs, 1, self._memory.buffer)
-        self.env = AtariVecEnv(
-            request["game"], n_envs, protocol=request["protocol"], num_threads=1, training=request["training"]
-        )
+        self.env = AtariVecEnv(n_envs=n_envs, num_threads=1, **request["words"])
         return {}
 
     def do_reset(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
@@ -44,6 +43,16 @@ class Servant:
             self.env.seed(request["seed"])
         self.arrays.observations[0] = self.env.reset()
         return {"infos": self.env.reset_infos}
+
+    def do_save(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
+        """Return the state of the games."""
+        games = self.env.save_games()
+        return {"games": None if games is None else games.to_message()}
+
+    def do_load(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
+        """Play the games to a state."""
+        self.arrays.observations[0] = self.env.load_games(Games.from_message(request["games"]))
+        return {}
 
     def do_step(self, request: Message, fds: Sequence[int]) -> dict[str, Any]:
         """Take the actions that the arrays hold."""

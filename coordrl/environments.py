@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv
-
 from coordrl.suites import CONTROLS, choose_protocol, find_game
+from coordrl.vectors import WholeVecEnv
 from coordrl.workers import Worker
 
 
@@ -18,7 +17,8 @@ def make_env(
     seed: int | None = None,
     training: bool = True,
     workers: Sequence[Worker] = (),
-) -> VecEnv:
+    reseed_every: int | None = None,
+) -> WholeVecEnv:
     """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv, DividedVecEnv or ControlVecEnv.
 
     Args:
@@ -28,6 +28,7 @@ def make_env(
         seed: environment i gets seed + i; None draws one.
         training: with the protocol's rules for training. False plays whole games with raw rewards.
         workers: processes that Atari games are divided over, beside this one.
+        reseed_every: of Atari games: how often they get new seeds, so that their state can be saved; see AtariVecEnv.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong.
@@ -41,7 +42,15 @@ def make_env(
     if workers:
         from coordrl.divided import DividedVecEnv
 
-        return DividedVecEnv(game, n_envs, workers=workers, protocol=rules.name, seed=seed, training=training)
+        return DividedVecEnv(
+            game,
+            n_envs,
+            workers=workers,
+            protocol=rules.name,
+            seed=seed,
+            training=training,
+            reseed_every=reseed_every,
+        )
     from coordrl.atari import AtariVecEnv  # the emulator, which the controls can do without
 
-    return AtariVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training)
+    return AtariVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training, reseed_every=reseed_every)

@@ -39,6 +39,14 @@ class ResumableError(CoordrlError):
     exit_code = 74
 
 
+class CheckpointError(ResumableError):
+    """A checkpoint is damaged, or holds what no training wrote; an older one may be sound."""
+
+
+class ReplayError(CoordrlError):
+    """Games that were to be played again cannot be, or led elsewhere than before."""
+
+
 class BusyError(CoordrlError):
     """Another process holds the run folder."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coordrl.errors import BusyError, OutputError, RequestError
+from coordrl.faults import reach
 from coordrl.recipes import RULES, Value
 from coordrl.suites import find_protocol
 
@@ -113,6 +114,16 @@ class RunFolder:
     def diverged_file(self) -> Path:
         """diverged.json: at which step a training diverged, by what sign, and its last returns."""
         return self.path / "diverged.json"
+
+    @property
+    def diverged_batch(self) -> Path:
+        """diverged/: the batch of the update after which a training had diverged, as .npy, (n_steps, n_envs, ...)."""
+        return self.path / "diverged"
+
+    @property
+    def stacks_file(self) -> Path:
+        """stacks.txt: where every thread stood when a training had come to a standstill."""
+        return self.path / "stacks.txt"
 
     @property
     def ablation_file(self) -> Path:
@@ -264,8 +275,10 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` write a file beside this one, then move it here, through to the disk."""
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
     try:
+        reach("write")
         write(partial)
         sync_file(partial)
+        reach("rename")
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -275,6 +288,7 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
 
 def sync_file(file: Path) -> None:
     """Force a file's content to the disk."""
+    reach("fsync")
     with file.open("r+b") as handle:  # Windows refuses to do so for a file opened to be read alone
         os.fsync(handle.fileno())
 
@@ -292,6 +306,7 @@ def sync_folder(folder: Path) -> None:
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON line to a log."""
+    reach("append")
     with file.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
 

@@ -13,6 +13,7 @@ import tyro
 
 from coordrl.console import NO_WORDS, Count, Name, OptionalCount, OptionalName, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
+from coordrl.faults import arm_from_environment
 from coordrl.process import obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
@@ -21,7 +22,9 @@ from coordrl.suites import (
     CONTROL_GAMES,
     CONTROLS,
     EXTRACTOR_SUMMARIES,
+    MAX_RESEED_EVERY,
     PROTOCOLS,
+    RESEED_EVERY,
     SUITES,
     check_extractor,
     choose_protocol,
@@ -81,6 +84,9 @@ class TrainArguments:
     """a2c by SB3's own code alone, without the fast path: the same algorithm, slower"""
     workers: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_WORKERS)] = None
     """processes that an a2c on Atari is divided over; one seed and one number of processes give one result"""
+    reseed_every: Count = RESEED_EVERY
+    """steps of an Atari environment after which it gets a new seed at its game's end: what a resumed run plays again at most,
+    and the rest of a game; a new seed takes 0.1 to 0.2 s. A resumed run keeps the number that it began with"""
     plan: OptionalName = ""
     """the hash of the comparison that the run is part of; coordrl compare sets it, and run.json records it"""
     list: bool = False
@@ -93,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         obey_launcher()
+        arm_from_environment()
         arguments = parse_arguments(TrainArguments, "train", words)
         if arguments.list:
             _print_list(arguments.out)
@@ -120,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             general=arguments.general,
             workers=count,
             plan=arguments.plan or None,
+            reseed_every=arguments.reseed_every,
         )
         workers = hire("coordrl.divided_worker", count)
         try:
@@ -149,6 +157,8 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
             raise RequestError(
                 f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it is a whole number from {lowest}"
             )
+    if not 1 <= arguments.reseed_every <= MAX_RESEED_EVERY:
+        raise RequestError(f"--reseed-every is {arguments.reseed_every}; it is from 1 to {MAX_RESEED_EVERY:,}")
     if not 0 <= arguments.seed < 2**31:
         raise RequestError(f"--seed is {arguments.seed}; it is a whole number from 0 to 2**31 - 1")
     spec = Spec(

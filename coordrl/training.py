@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,16 +14,26 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
-from coordrl.algorithms import build_model, check_device, environment_seed, restore, skip_compiler
-from coordrl.checkpoint import read_newest
-from coordrl.console import ProgressLine
-from coordrl.course import Course, Options, StopSignals
+from coordrl.algorithms import (
+    build_model,
+    check_device,
+    environment_seed,
+    restore,
+    restore_games,
+    restore_generators,
+    skip_compiler,
+)
+from coordrl.checkpoint import Checkpoint, read_newest
+from coordrl.console import ProgressLine, time_left
+from coordrl.course import Course, Marks, Options, StopSignals
 from coordrl.curves import TensorBoardView
 from coordrl.environments import make_env
-from coordrl.errors import DivergedError
+from coordrl.errors import DivergedError, ReplayError, StoppedError
+from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
+from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
 
@@ -39,6 +49,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
 
     Raises:
         RequestError: another run lies in the folder, or the device does not exist.
+        ResumableError: no checkpoint can be read, or a worker process was lost.
         BusyError: another process holds the folder.
         OutputError: the folder cannot be written.
         DivergedError: a loss or a weight is not finite any more.
@@ -46,37 +57,50 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
     """
     skip_compiler()
     check_device(options.device)
-    with folder.lock(), StopSignals() as signals:
+    with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file) as watchdog:
         folder.open(spec, _facts(options), recipe)
         if folder.is_finished(spec):
             return  # by another process, since the caller looked
-        checkpoint = read_newest(folder.checkpoints)
-        begins_at = checkpoint.step if checkpoint else 0
-        n_envs = int(spec.settings["n_envs"])
-        # The emulator's state cannot be saved: a resumed run starts new games, from seeds of its own.
-        seed = environment_seed(spec.seed, "train", begins_at)
         if get_device(options.device).type != "cpu":
             end(workers)  # the network is where they cannot reach it
             workers = ()
-        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers)
+        n_envs = int(spec.settings["n_envs"])
+        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every)
         try:
             with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
                 model = build_model(spec, env, device=options.device)
-            if checkpoint:
-                restore(model, checkpoint)
             facts: dict[str, Any] = {"parameters": _parameters(model), "processes": len(workers) + 1}
             if isinstance(model, A2C):
                 model.fast = not options.general
                 facts["path"] = model.choose_path()
-            folder.add_facts(facts)
-            env.seed(seed)  # after SB3's constructor, which seeds it with the run's own
-            _cut_back(folder, begins_at)
-            seconds = float(checkpoint.state["seconds"]) if checkpoint else 0.0
-            view = TensorBoardView(folder, seconds)
+            marks = Marks()
+
+            def use(checkpoint: Checkpoint) -> None:
+                nonlocal marks
+                restore(model, checkpoint)
+                marks = Marks.of(checkpoint)
+
+            checkpoint = read_newest(folder.checkpoints, use)
+            begins_at = checkpoint.step if checkpoint else 0
+            _cut_back(folder, marks)
+            env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
+            now = conditions(model, len(workers) + 1)
+            facts["exact_resume"] = folder.fact("exact_resume") or promise(model)
+            view = TensorBoardView(folder, marks.seconds)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
+                if checkpoint:
+                    reasons = differences(checkpoint.state.get("conditions"), now)
+                    reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
+                    if reasons and str(facts["exact_resume"]).startswith("yes"):
+                        facts["exact_resume"] = f"no: went on at step {begins_at:,} with {'; '.join(reasons)}"
+                    for reason in reasons:
+                        line.say(f"it goes on, but not bit for bit as without the stop: {reason}")
+                folder.add_facts(facts)
                 view.write_spec(spec, recipe, options.command)
-                course = Course(spec, folder, options, model, view, line, signals, seconds)
+                course = Course(spec, folder, options, model, view, line, signals, watchdog, marks, now)
+                if checkpoint:
+                    restore_generators(model, checkpoint)  # again: TensorBoard's writer draws, for one
                 try:
                     # One call, whatever came before: SB3 adds the steps so far to the total by itself, and
                     # calling `learn` in chunks would bend every schedule.
@@ -98,12 +122,47 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
             env.close()
 
 
-def _cut_back(folder: RunFolder, step: int) -> None:
-    """Take back what an earlier process logged after the checkpoint at `step`: it will come again, otherwise."""
-    for log in (folder.progress_file, folder.evaluations_file):
-        cut_rows(log, step)
-    for file, of_step in folder.position_maps():
-        if of_step > step:
+def _play_again(
+    model: BaseAlgorithm,
+    checkpoint: Checkpoint,
+    spec: Spec,
+    line: ProgressLine,
+    signals: StopSignals,
+    watchdog: Watchdog,
+) -> list[str]:
+    """Bring the games to where they were at a checkpoint; where that cannot be, begin new ones and say why."""
+    began = time.monotonic()
+
+    def on_step(done: int, total: int) -> None:
+        watchdog.beat()
+        if signals.received:
+            raise StoppedError(
+                f"stopped at step {checkpoint.step:,}, where its checkpoint is; the same command goes on from there",
+                signals.received,
+            )
+        line.update(
+            checkpoint.step,
+            lambda: f"playing its games again, {done:,} of {total:,} steps",
+            lambda: time_left(done, total, time.monotonic() - began),
+        )
+
+    try:
+        restore_games(model, checkpoint, on_step)
+    except ReplayError as error:
+        env = model.get_env()
+        assert env is not None
+        model._last_obs = None  # `learn` begins new games
+        env.seed(environment_seed(spec.seed, "train", checkpoint.step))
+        return [str(error)]
+    return []
+
+
+def _cut_back(folder: RunFolder, marks: Marks) -> None:
+    """Take back what an earlier process logged after its checkpoint: it will come again, otherwise."""
+    cut_rows(folder.progress_file, marks.row)
+    cut_rows(folder.evaluations_file, marks.evaluation)
+    for file, step in folder.position_maps():
+        if step > marks.map:
             file.unlink()
 
 
@@ -130,12 +189,11 @@ def _parameters(model: BaseAlgorithm) -> int:
 
 def _facts(options: Options) -> dict[str, Any]:
     """Return what run.json records beside the spec."""
-    packages = ("coordrl", "torch", "stable_baselines3", "gymnasium", "ale-py", "numpy", "tensorboard", "safetensors")
     return {
         "command": options.command,
         "plan": options.plan,
         "options": {name: value for name, value in asdict(options).items() if name not in ("command", "plan")},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": versions(),
         "hardware": {
             "machine": platform.machine(),
             "processor": processor_name(),
@@ -144,5 +202,4 @@ def _facts(options: Options) -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "exact_resume": "no: a resumed run starts new games, from seeds of its own",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from coordrl.errors import RequestError
+from coordrl.errors import ReplayError, RequestError
+from coordrl.journal import MAX_SEED, Games
 from coordrl.suites import Protocol
 
 Indices = None | int | Iterable[int]
-
-_MAX_SEED = 2**31 - 1  # Atari's emulator takes a C int and reads negative seeds as "none"
+OnStep = Callable[[int, int], None]  # called with the steps done and their number; may raise to stop
 
 
 def spread_seed(seed: int | None, n_envs: int) -> list[int]:
@@ -26,8 +26,8 @@ def spread_seed(seed: int | None, n_envs: int) -> list[int]:
         RequestError: the seed is outside the range.
     """
     if seed is None:
-        seed = int(np.random.SeedSequence().generate_state(1)[0]) % (_MAX_SEED - n_envs)
-    if not 0 <= seed <= _MAX_SEED - n_envs:
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) % (MAX_SEED - n_envs)
+    if not 0 <= seed <= MAX_SEED - n_envs:
         raise RequestError(f"seed is {seed}; it is from 0 to 2**31 - 1 - n_envs")
     return [int(seed) + index for index in range(n_envs)]
 
@@ -72,6 +72,22 @@ class WholeVecEnv(VecEnv):
         seeds = spread_seed(seed, self.num_envs)
         self._seeds = [*seeds]
         return seeds
+
+    def save_games(self) -> Games | None:
+        """Return the state of the games between two steps; None if it is not kept."""
+        return None
+
+    def load_games(self, games: Games, on_step: OnStep = lambda done, total: None) -> NDArray[np.uint8]:
+        """Bring the games to a state that was saved, and return the observations of that moment.
+
+        Args:
+            games: as `save_games` of such a vector returned it.
+            on_step: called after each step on the way there, with how many are done and how many there are.
+
+        Raises:
+            ReplayError: they do not come there. The vector must be reset before it is used.
+        """
+        raise ReplayError(f"this {type(self).__name__} keeps no state of its games")
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute that every environment of a game has, once for each.

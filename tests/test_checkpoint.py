@@ -137,7 +137,7 @@ def test_another_format_is_refused_not_guessed_at(tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path, make(100))
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ResumableError, match="format 99; this coordrl reads format 1"):
+    with pytest.raises(ResumableError, match="format 99; this coordrl reads formats 1 and 2"):
         read_newest(tmp_path)
 
 
