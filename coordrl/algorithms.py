@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +188,24 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a model that was built from the same spec; all but its games.
 
     Raises:
-        RequestError: the checkpoint is of another network.
-        CheckpointError: it holds what no training wrote. The model must not be used then.
+        CheckpointError: it is of another network, or holds what no training wrote. The model must not be used then.
     """
     restore_weights(model, checkpoint)
-    try:
+    with _suspecting():
         _restore_counters(model, checkpoint.state)
         _restore_optimizer(model.policy.optimizer, checkpoint)
         restore_generators(model, checkpoint)
+
+
+@contextmanager
+def _suspecting() -> Iterator[None]:
+    """Turn what goes wrong with a checkpoint's content into CheckpointError.
+
+    It has a sound manifest, but a stranger can make one: nobody can list all that may be wrong with the rest.
+    """
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        # Written with a sound manifest, but not by a training: nobody can list all that may be wrong with it.
         raise CheckpointError(f"it holds what no training wrote ({type(error).__name__}: {error})") from error
 
 
@@ -266,17 +275,20 @@ def restore_generators(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
 
 
 def restore_weights(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model, and what acting needs beside them.
+    """Put a checkpoint's weights into a model.
 
     Raises:
-        RequestError: the checkpoint is of another network.
+        CheckpointError: it is of another network, or a weight is not finite.
     """
     saved = checkpoint.tensors.get("policy", {})
     parameters = dict(model.policy.named_parameters())
     if {name: (p.shape, p.dtype) for name, p in parameters.items()} != {
         name: (t.shape, t.dtype) for name, t in saved.items()
     }:
-        raise RequestError(f"the checkpoint of step {checkpoint.step:,} is of another network than the run's run.json")
+        raise CheckpointError("it is of another network than the run's run.json")
+    for name, tensor in saved.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"it holds what no training wrote: {name} is not finite")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
@@ -301,15 +313,26 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     check_device(device)
     folder = RunFolder(Path(run))
     spec = folder.read_spec()
-    checkpoint = read_newest(folder.checkpoints)
-    if checkpoint is None:
-        raise RequestError(f"{folder.path} has no checkpoint: {_way_out(folder, spec)}")
-    for fault in checkpoint.skipped:
-        warnings.warn(f"checkpoint skipped: {fault}; this is the one of step {checkpoint.step:,}", stacklevel=2)
+    folder.refuse_links()
     seed = environment_seed(spec.seed, "load")
     env = make_env(spec.game, 1, protocol=spec.protocol, seed=seed, training=False)
     settings = {**spec.settings, **({"buffer_size": 1} if "buffer_size" in spec.settings else {})}
     model = _construct(spec, spec.extractor, env, device, settings)
-    restore_weights(model, checkpoint)
+
+    def use(checkpoint: Checkpoint) -> None:
+        restore_weights(model, checkpoint)
+        if isinstance(model, DQN):  # for the epsilon of its `predict`
+            with _suspecting():
+                _restore_counters(model, checkpoint.state)
+
+    try:
+        checkpoint = read_newest(folder.checkpoints, use)
+        if checkpoint is None:
+            raise RequestError(f"{folder.path} has no checkpoint: {_way_out(folder, spec)}")
+    except BaseException:
+        env.close()
+        raise
+    for fault in checkpoint.skipped:
+        warnings.warn(f"checkpoint skipped: {fault}; this is the one of step {checkpoint.step:,}", stacklevel=2)
     model.num_timesteps = checkpoint.step
     return model

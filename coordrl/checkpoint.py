@@ -28,7 +28,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -38,12 +38,11 @@ from torch import Tensor
 
 from coordrl.errors import CheckpointError, ResumableError
 from coordrl.faults import reach
-from coordrl.results import sync_file, sync_folder
+from coordrl.results import MAX_JSON, parse_json, sync_file, sync_folder
 
 FORMAT = 2  # raised when the files change their meaning
 READ = (1, FORMAT)
 KEEP = 2  # verified checkpoints of a run
-MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 MAX_HEADER = 1 << 20  # bytes of the JSON at the head of a .safetensors
 MAX_FILES = 64
 
@@ -68,22 +67,20 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint below `folder`, then drop what is older than the newest `KEEP` that verify.
 
-    Returns its folder, named by the step in 12 digits. One that is there already and verifies is left alone.
+    Returns its folder, named by the step in 12 digits. One that is there already is replaced.
 
     Raises:
         ResumableError: what was written does not verify; the older ones are kept.
         OSError: it cannot be written; the older ones are kept.
     """
     place = folder / f"{checkpoint.step:012d}"
-    if place.exists() and not find_fault(place):
-        return place
     for left in folder.glob(".*.partial"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     partial = folder / f".{place.name}.partial"
     partial.mkdir(parents=True)
     try:
         _write_files(partial, checkpoint)
-        if place.exists():  # the one that was there does not verify
+        if place.exists():  # one that could not be used
             shutil.rmtree(place)
         reach("rename")
         partial.rename(place)
@@ -160,35 +157,6 @@ def parse_array(data: bytes) -> NDArray[Any]:
     return np.frombuffer(body, dtype).reshape(shape).copy()
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
-    """Return the object of a JSON file.
-
-    Raises:
-        ValueError: it is too long, not JSON, no object, or an object in it has a key twice.
-    """
-    if len(data) > MAX_JSON:
-        raise ValueError(f"it has {len(data):,} bytes, more than the {MAX_JSON:,} that it may")
-    try:
-        parsed = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(parsed, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 # of the file's content, as all else here
-    return parsed
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs, no key of which may come twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return made
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
-
-
 def _parse_tensors(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors, whose header is checked first: the library takes a key twice."""
     length = int.from_bytes(data[:8], "little")
@@ -262,7 +230,7 @@ def _read(place: Path, skipped: list[str]) -> Checkpoint:
             elif kind == "npy":
                 arrays[stem] = parse_array(data)
             else:
-                state = parse_json(data)
+                state = parse_json(data, finite=True)
         except (ValueError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{name}: {error}") from error
     step = int(place.name)

@@ -141,6 +141,7 @@ class Course(BaseCallback):
         self._row_every = max(spec.steps // ROWS, 1)
         self._map_every = max(spec.steps // MAPS, 1)
         self._last_checkpoint = begins_at
+        self._kept = begins_at or None  # the step of a checkpoint that is there and sound
         self._refills = begins_at > 0  # DQN's replay memory, which is not part of a checkpoint
         self._began = self._row_time = time.monotonic()
         self._rate_from = begins_at  # the step at `_row_time`
@@ -370,6 +371,8 @@ class Course(BaseCallback):
 
     def _write_checkpoint(self) -> None:
         """Keep all that the run needs to go on as if nothing had happened."""
+        if self._kept == self.model.num_timesteps:
+            return
         with self._pause():
             self._check_weights()
             self.view.flush()
@@ -379,7 +382,7 @@ class Course(BaseCallback):
             marks = asdict(replace(self._marks, seconds=round(self._seconds(), 3)))
             more = {"marks": marks, "conditions": self._conditions}
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, more))
-            self._last_checkpoint = self.model.num_timesteps
+            self._last_checkpoint = self._kept = self.model.num_timesteps
 
     def _export(self) -> None:
         """Write model.zip for SB3."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from coordrl.checkpoint import parse_array
 from coordrl.heatmaps import draw_maps
 from coordrl.results import RunFolder, Spec, read_rows
 
@@ -41,7 +42,7 @@ class TensorBoardView:
             self._now = self._started + row["seconds"]
             self.write_evaluation(row)
         for file, step in folder.position_maps():
-            self.write_maps(np.load(file, allow_pickle=False), step)
+            self.write_maps(parse_array(file.read_bytes()), step)
         self._now = None
 
     def write_spec(self, spec: Spec, recipe: str, command: str) -> None:

@@ -68,7 +68,9 @@ def arm(words: str | None) -> None:
 
 def arm_from_environment() -> None:
     """Plan the fault that the environment variable names, if it does. The processes that this one starts have none."""
-    arm(os.environ.pop(VARIABLE, None))
+    words = os.environ.pop(VARIABLE, None)
+    if words:
+        arm(words)
 
 
 def counts() -> dict[str, int]:

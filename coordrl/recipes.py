@@ -18,6 +18,7 @@ from typing import Any
 from coordrl.errors import RequestError, suggest
 
 Value = int | float
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a recipe, which names run folders
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def find_recipe(agent: str, overrides: Sequence[str] = ()) -> Recipe:
         name = name.strip()
         if not equals:
             raise RequestError(f'--set takes NAME=VALUE, not "{override}"; for example --set learning_rate=3e-4')
-        settings[name] = _check(recipe.algorithm, name, _parse_value(name, text), f"agent {recipe.name}")
+        settings[name] = check_setting(recipe.algorithm, name, _parse_value(name, text), f"agent {recipe.name}")
     return Recipe(recipe.name, recipe.algorithm, recipe.summary, settings)
 
 
@@ -143,7 +144,7 @@ def _parse(path: Path) -> Recipe:
         raise RequestError(f"the recipe {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"the recipe {path} is not valid TOML: {error}") from error
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", path.stem):
+    if not NAME.fullmatch(path.stem):
         raise RequestError(f'the recipe\'s name "{path.stem}" names run folders; use letters, digits, ., _ and - alone')
     for name in data:
         if name not in ("algorithm", "summary", "settings"):
@@ -158,7 +159,7 @@ def _parse(path: Path) -> Recipe:
     summary = data.get("summary", "")
     if not isinstance(settings, dict) or not isinstance(summary, str):
         raise RequestError(f"{path}: [settings] is a table and summary a string")
-    checked = {name: _check(algorithm, name, value, str(path)) for name, value in settings.items()}
+    checked = {name: check_setting(algorithm, name, value, str(path)) for name, value in settings.items()}
     missing = [name for name in RULES[algorithm] if name not in checked]
     if missing:
         raise RequestError(f"{path} lacks {', '.join(missing)}; a recipe holds every setting of its algorithm")
@@ -176,7 +177,7 @@ def _parse_value(name: str, text: str) -> Any:
     return parsed["value"]
 
 
-def _check(algorithm: str, name: str, value: Any, where: str) -> Value:
+def check_setting(algorithm: str, name: str, value: Any, where: str) -> Value:
     """Return the value in its rule's type, or raise the RequestError that states the rule."""
     rules = RULES[algorithm]
     if name not in rules:

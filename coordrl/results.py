@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from coordrl.errors import BusyError, OutputError, RequestError
 from coordrl.faults import reach
-from coordrl.recipes import RULES, Value
-from coordrl.suites import find_protocol
+from coordrl.recipes import NAME, RULES, Value, check_setting
+from coordrl.suites import check_extractor, choose_protocol, find_game, find_protocol
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
+MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 ROWS = 1_000  # of progress.jsonl in a long run, about
 
 
@@ -142,12 +143,12 @@ class RunFolder:
             RequestError: this is no run's folder, or its run.json is damaged.
         """
         try:
-            spec = Spec(**json.loads(self.spec_file.read_text(encoding="utf-8"))["spec"])
+            spec = Spec(**parse_json(self.spec_file.read_bytes())["spec"])
         except FileNotFoundError as error:
             raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
         except NotADirectoryError as error:
             raise RequestError(f"{self.path} is a file; a run is a folder, whose path ends in seed-N") from error
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
                 f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
             ) from error
@@ -156,7 +157,29 @@ class RunFolder:
                 f"{self.spec_file} cannot be read: another version of coordrl made it, this one knows {', '.join(RULES)}"
                 " with other settings"
             )
+        try:
+            _check_spec(spec)
+        except (RequestError, TypeError, AttributeError) as error:
+            raise RequestError(
+                f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
+            ) from error
         return spec
+
+    def refuse_links(self) -> None:
+        """Check that everything in the folder is a file or a folder of its own: a link would be written through.
+
+        Raises:
+            RequestError: something is not.
+        """
+        for place, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                entry = Path(place) / name
+                if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                    if not entry.is_symlink() and not entry.exists():
+                        continue  # it has gone
+                    raise RequestError(
+                        f"{entry} is no file of its own but a link or a device, which no training makes; remove it first"
+                    )
 
     def state(self) -> str:
         """Say "finished", "unfinished at step N" or "damaged" in a word or four."""
@@ -172,8 +195,7 @@ class RunFolder:
     def is_finished(self, spec: Spec) -> bool:
         """Say whether result.json is there and belongs to this spec."""
         try:
-            result = json.loads(self.result_file.read_text(encoding="utf-8"))
-            return isinstance(result, dict) and Spec(**result["spec"]) == spec
+            return Spec(**parse_json(self.result_file.read_bytes())["spec"]) == spec
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
@@ -189,6 +211,7 @@ class RunFolder:
             RequestError: another run lies there.
             OutputError: the folder cannot be written.
         """
+        self.refuse_links()
         if self.spec_file.exists():
             differences = self.read_spec().differences(spec)
             if differences:
@@ -212,15 +235,15 @@ class RunFolder:
             RequestError: run.json is damaged.
         """
         self.read_spec()
-        known: dict[str, Any] = json.loads(self.spec_file.read_text(encoding="utf-8"))
+        known = parse_json(self.spec_file.read_bytes())
         if any(known.get(name) != value for name, value in facts.items()):
             write_json(self.spec_file, {**known, **facts})
 
     def fact(self, name: str) -> Any:
         """Return what run.json records under a name, or None if it does not, or cannot be read."""
         try:
-            return json.loads(self.spec_file.read_text(encoding="utf-8")).get(name)
-        except (OSError, ValueError, AttributeError):
+            return parse_json(self.spec_file.read_bytes()).get(name)
+        except (OSError, ValueError):
             return None
 
     @contextmanager
@@ -260,10 +283,58 @@ def find_runs(out: Path) -> list[RunFolder]:
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is no such file or it is damaged."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(file.read_bytes())
+    except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
+
+
+def parse_json(data: bytes, *, finite: bool = False) -> dict[str, Any]:
+    """Return the object of a JSON file; `finite` takes no NaN and no infinity, which Python writes and JSON has not.
+
+    Raises:
+        ValueError: it is too long, not JSON, no object, or an object in it has a key twice.
+    """
+    if len(data) > MAX_JSON:
+        raise ValueError(f"it has {len(data):,} bytes, more than the {MAX_JSON:,} that it may")
+    try:
+        parsed = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse if finite else None)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 # of the file's content, as all else here
+    return parsed
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs, no key of which may come twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return made
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _check_spec(spec: Spec) -> None:
+    """Check a spec that was read from a file, each part as the commands check theirs.
+
+    Raises:
+        RequestError: a part is not what it may be; TypeError and AttributeError for other types.
+    """
+    if find_game(spec.game) != spec.game:
+        raise RequestError(f'game is "{spec.game}"')
+    if not NAME.fullmatch(spec.agent):
+        raise RequestError(f'agent is "{spec.agent}"')
+    check_extractor(spec.extractor, find_protocol(spec.protocol).world)
+    choose_protocol([spec.game], spec.protocol)
+    for name, low, high in (("seed", 0, 2**31 - 1), ("steps", 1, 10**15)):
+        number = getattr(spec, name)
+        if type(number) is not int or not low <= number <= high:
+            raise RequestError(f"{name} is {number!r}; it is a whole number from {low} to {high:,}")
+    for name, value in spec.settings.items():
+        check_setting(spec.algorithm, name, value, "its recipe")
 
 
 def write_json(file: Path, data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import random
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Marks, Options, StopSignals
 from coordrl.curves import TensorBoardView
 from coordrl.environments import make_env
-from coordrl.errors import DivergedError, ReplayError, StoppedError
+from coordrl.errors import DivergedError, ReplayError, ResumableError, StoppedError
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.process import allowed_cores, processor_name
@@ -86,7 +87,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
             now = conditions(model, len(workers) + 1)
             facts["exact_resume"] = folder.fact("exact_resume") or promise(model)
-            view = TensorBoardView(folder, marks.seconds)
+            view = _show_again(folder, marks)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
                 if checkpoint:
@@ -99,8 +100,11 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                 folder.add_facts(facts)
                 view.write_spec(spec, recipe, options.command)
                 course = Course(spec, folder, options, model, view, line, signals, watchdog, marks, now)
+                # Again: importing rich draws from Python's generator, for one, and happens once in a process.
                 if checkpoint:
-                    restore_generators(model, checkpoint)  # again: TensorBoard's writer draws, for one
+                    restore_generators(model, checkpoint)
+                else:
+                    random.seed(spec.seed)
                 try:
                     # One call, whatever came before: SB3 adds the steps so far to the total by itself, and
                     # calling `learn` in chunks would bend every schedule.
@@ -164,6 +168,21 @@ def _cut_back(folder: RunFolder, marks: Marks) -> None:
     for file, step in folder.position_maps():
         if step > marks.map:
             file.unlink()
+
+
+def _show_again(folder: RunFolder, marks: Marks) -> TensorBoardView:
+    """Make the TensorBoard view of a run's logs.
+
+    Raises:
+        ResumableError: they hold what no training wrote.
+    """
+    try:
+        return TensorBoardView(folder, marks.seconds)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ResumableError(
+            f"the logs in {folder.path} hold what no training wrote ({type(error).__name__}: {error}). Restore them from a"
+            " copy, or remove the run's folder to start over"
+        ) from error
 
 
 def _announce(

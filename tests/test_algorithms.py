@@ -19,7 +19,7 @@ from coordrl.algorithms import build_model, check_device, environment_seed, rest
 from coordrl.atari import AtariVecEnv
 from coordrl.checkpoint import Checkpoint, read_newest, write_checkpoint
 from coordrl.coordinates import first_coordconv
-from coordrl.errors import RequestError
+from coordrl.errors import CheckpointError, RequestError
 from coordrl.extractors import EXTRACTORS
 from coordrl.recipes import find_recipe
 from coordrl.results import RunFolder, Spec
@@ -155,9 +155,9 @@ def test_taking_a_snapshot_changes_nothing(pong: AtariVecEnv) -> None:
 def test_a_checkpoint_of_another_network_is_refused(pong: AtariVecEnv) -> None:
     coord = snapshot(build_model(make_spec(), pong, device="cpu"), {})
     nature = build_model(make_spec(extractor="nature"), pong, device="cpu")
-    with pytest.raises(RequestError, match="is of another network"):
+    with pytest.raises(CheckpointError, match="is of another network"):
         restore_weights(nature, coord)
-    with pytest.raises(RequestError, match="is of another network"):
+    with pytest.raises(CheckpointError, match="is of another network"):
         restore_weights(nature, Checkpoint(0, {}, {}, {}))
 
 

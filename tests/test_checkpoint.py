@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import shutil
 import tempfile
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +20,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordrl.checkpoint import KEEP, Checkpoint, read_newest, write_checkpoint
-from coordrl.errors import ResumableError
+from coordrl.algorithms import build_model, restore, restore_games
+from coordrl.checkpoint import FORMAT, KEEP, Checkpoint, read_newest, write_checkpoint
+from coordrl.environments import make_env
+from coordrl.errors import ReplayError, ResumableError
+from coordrl.results import RunFolder
 
 
 def make(step: int, size: int = 3) -> Checkpoint:
@@ -76,16 +85,242 @@ def test_an_unfinished_one_is_ignored_and_written_over(tmp_path: Path) -> None:
     assert read.step == 200
 
 
-def test_writing_the_same_step_again_mends_a_damaged_one_and_leaves_a_good_one(tmp_path: Path) -> None:
+def test_writing_the_same_step_again_replaces_what_is_there(tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path, make(100))
-    before = (place / "manifest.json").stat().st_ino
-    write_checkpoint(tmp_path, make(100))
-    assert (place / "manifest.json").stat().st_ino == before
     (place / "state.json").write_text("{}")
     write_checkpoint(tmp_path, make(100))
     read = read_newest(tmp_path)
     assert read is not None
     assert read.state["counters"] == {"n": 100}
+    write_checkpoint(tmp_path, replace(make(100), state={"counters": {"n": 3}}))
+    read = read_newest(tmp_path)
+    assert read is not None
+    assert read.state["counters"] == {"n": 3}
+
+
+def test_an_older_one_goes_only_when_two_newer_ones_verify(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, make(100))
+    write_checkpoint(tmp_path, make(200))
+    (tmp_path / "000000000200" / "policy.safetensors").write_bytes(b"")
+    write_checkpoint(tmp_path, make(300))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000100", "000000000200", "000000000300"]
+    write_checkpoint(tmp_path, make(400))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000300", "000000000400"]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of a control, whose checkpoints have a few kilobytes."""
+    from coordrl.train import main
+
+    out = tmp_path_factory.mktemp("small")
+    words = "--game PlaceMatters --steps 400 --set n_envs=4 --checkpoint-every 200 --eval-every 0"
+    assert main([*words.split(), "--out", str(out)]) == 0
+    return RunFolder(next(out.glob("*/*/*/seed-*/run.json")).parent)
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Change, cut, repeat or insert bytes."""
+    changed = bytearray(data)
+    kind, place = rng.randrange(5), rng.randrange(len(changed))
+    if kind == 0:
+        changed[place] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        changed[place] = rng.choice(b'0"{}[]:,-\x00\xff')
+    elif kind == 2:
+        del changed[place : place + rng.randrange(1, 1 << rng.randrange(1, 12))]
+    elif kind == 3:
+        changed[place:place] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 64)))
+    else:
+        changed[place:place] = changed[place : place + rng.randrange(1, 256)]
+    return bytes(changed)
+
+
+MUTATIONS = int(os.environ.get("COORDRL_MUTATIONS", "20000"))  # more by the environment
+
+
+def test_no_mutation_of_a_file_is_loaded_in_silence(small_run: RunFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(small_run.checkpoints, folder)
+    newest = max(folder.iterdir())
+    whole = {file: file.read_bytes() for file in newest.iterdir()}
+    sound = read_newest(folder)
+    assert sound is not None
+    rng = random.Random(0)
+    fell_back = 0
+    for number in range(MUTATIONS):
+        file = sorted(whole)[number % len(whole)]
+        changed = mutate(whole[file], rng)
+        file.write_bytes(changed)
+        read = read_newest(folder)
+        assert read is not None
+        if read.step == 200:
+            fell_back += 1
+        else:  # white space in the manifest, or no change at all
+            assert changed == whole[file] or file.name == "manifest.json"
+            assert read.state == sound.state
+        file.write_bytes(whole[file])
+    assert fell_back > 0.98 * MUTATIONS
+
+
+def test_a_forged_file_is_refused_cleanly_whatever_is_in_it(small_run: RunFolder, tmp_path: Path) -> None:
+    # The manifest is made to fit: this is what a stranger can send, not what a disk can do.
+    spec = small_run.read_spec()
+    env = make_env(spec.game, 4, protocol=spec.protocol, reseed_every=100)
+    model = build_model(spec, env, device="cpu")
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(small_run.checkpoints, folder)
+    shutil.rmtree(min(folder.iterdir()))
+    (newest,) = folder.iterdir()
+    whole = {file: file.read_bytes() for file in newest.iterdir() if file.name != "manifest.json"}
+    state = json.loads((newest / "state.json").read_text())
+    rng = random.Random(1)
+    outcomes: Counter[str] = Counter()
+    size = sum(map(len, whole.values()))
+    for number in range(MUTATIONS // 20):
+        file = sorted(whole)[number % len(whole)]
+        data = mutate(whole[file], rng)
+        if file.name == "state.json" and number % 2:
+            data = json.dumps(poison(state, rng)).encode()
+        file.write_bytes(data)
+        fit_manifest(newest)
+        tracemalloc.start()
+        try:
+            read = read_newest(folder, lambda found: restore(model, found))
+            assert read is not None
+            restore_games(model, read)
+            outcomes["taken"] += 1  # another weight, or another number of games: nothing can tell
+        except (ResumableError, ReplayError) as error:
+            outcomes[type(error).__name__] += 1
+        assert tracemalloc.get_traced_memory()[1] < 4 * size + 2**20
+        tracemalloc.stop()
+        file.write_bytes(whole[file])
+    env.close()
+    assert outcomes["ResumableError"] > 100
+    assert outcomes["ReplayError"] > 1
+
+
+def poison(state: Any, rng: random.Random) -> Any:
+    """Put something else in one place of a JSON value."""
+    strange: list[Any] = [None, True, -1, 1e308, 10**30, "x", [], {}, [[]], "__class__", 2**64, -0.5]
+    if isinstance(state, dict) and state and rng.random() < 0.95:
+        key = rng.choice(sorted(state))
+        return {**state, key: poison(state[key], rng)}
+    if isinstance(state, list) and state and rng.random() < 0.8:
+        place = rng.randrange(len(state))
+        return [*state[:place], poison(state[place], rng), *state[place + 1 :]]
+    return rng.choice(strange)
+
+
+def fit_manifest(place: Path) -> None:
+    """Make the manifest fit the files."""
+    files = {}
+    for file in place.iterdir():
+        if file.name != "manifest.json":
+            data = file.read_bytes()
+            files[file.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {"format": FORMAT, "step": int(place.name), "files": files}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+def npy(header: str, body: bytes = b"") -> bytes:
+    """Make a .npy with any header."""
+    padded = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + body
+
+
+def tensors(header: object, body: bytes = b"", length: int | None = None) -> bytes:
+    """Make a .safetensors with any header."""
+    text = header.encode() if isinstance(header, str) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + body
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "complaint"),
+    [
+        (
+            "torch_rng.npy",
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999,), }"),
+            "does not take 0 bytes",
+        ),
+        ("torch_rng.npy", npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,), }"), "no .npy of numbers"),
+        ("torch_rng.npy", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n"), "no .npy"),
+        (
+            "torch_rng.npy",
+            npy("{'descr': __import__('os').abort(), 'fortran_order': False, 'shape': (1,), }"),
+            "no .npy",
+        ),
+        ("torch_rng.npy", b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little"), "no .npy of numbers"),
+        (
+            "policy.safetensors",
+            tensors({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"0000"),
+            "shape",
+        ),
+        (
+            "policy.safetensors",
+            tensors({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, b"0000"),
+            "TensorInvalidInfo|Error",
+        ),
+        (
+            "policy.safetensors",
+            tensors({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]}}, b"0000"),
+            "Error|Invalid",
+        ),
+        ("policy.safetensors", tensors("{}", length=2**62), "header would have"),
+        ("policy.safetensors", tensors('{"a": {"shape": []}, "a": {"shape": []}}'), "a key twice"),
+        ("policy.safetensors", tensors("[" * 100_000), "nested too deeply"),
+        ("state.json", b'{"step": 400, "step": 400}', "a key twice"),
+        ("state.json", b'{"step": NaN}', "NaN is no number"),
+        ("state.json", b"[" * 100_000, "nested too deeply"),
+        ("state.json", b'{"a": "' + b"x" * (5 << 20) + b'"}', "more than the 4,194,304"),
+        ("state.json", b'{"step": ' + b"1" * 10_000 + b"}", "digits"),
+        ("state.json", b'"step"', "it is no object"),
+        ("state.json", b'{"step": 399}', "it is of step 399|state.json is of step 399"),
+    ],
+)
+def test_what_lies_about_itself_is_refused_before_it_costs_anything(
+    name: str, data: bytes, complaint: str, small_run: RunFolder, tmp_path: Path
+) -> None:
+    place = tmp_path / "000000000400"
+    shutil.copytree(max(small_run.checkpoints.iterdir()), place)
+    (place / name).write_bytes(data)
+    fit_manifest(place)
+    tracemalloc.start()
+    with pytest.raises(ResumableError, match=complaint):
+        read_newest(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2 * sum(file.stat().st_size for file in place.iterdir()) + 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["a file", "the manifest", "the checkpoint", "a folder in it", "a pipe in it"])
+def test_what_is_no_file_of_its_own_is_refused(what: str, small_run: RunFolder, tmp_path: Path) -> None:
+    place = tmp_path / "000000000400"
+    shutil.copytree(max(small_run.checkpoints.iterdir()), place)
+    elsewhere = tmp_path / "elsewhere"
+    if what == "the checkpoint":
+        place.rename(elsewhere)
+        place.symlink_to(elsewhere)
+    elif what == "a folder in it":
+        (place / "more.npy").mkdir()
+    elif what == "a pipe in it":
+        os.mkfifo(place / "more.npy")
+    else:
+        file = place / ("manifest.json" if what == "the manifest" else "policy.safetensors")
+        file.rename(elsewhere)
+        file.symlink_to(elsewhere)
+    with pytest.raises(ResumableError, match="not a file of its own|no folder of its own"):
+        read_newest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../stolen.npy", "/etc/passwd", "a/b.npy", "run.py", "state.json\0"])
+def test_a_manifest_that_names_other_places_is_refused(name: str, small_run: RunFolder, tmp_path: Path) -> None:
+    place = tmp_path / "000000000400"
+    shutil.copytree(max(small_run.checkpoints.iterdir()), place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ResumableError, match="missing or foreign"):
+        read_newest(tmp_path)
 
 
 def test_any_changed_byte_makes_load_fall_back_to_the_one_before(tmp_path: Path) -> None:
