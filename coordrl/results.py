@@ -211,7 +211,6 @@ class RunFolder:
             RequestError: another run lies there.
             OutputError: the folder cannot be written.
         """
-        self.refuse_links()
         if self.spec_file.exists():
             differences = self.read_spec().differences(spec)
             if differences:
@@ -251,12 +250,14 @@ class RunFolder:
         """Hold the folder against other processes; the kernel frees it however this one ends.
 
         Raises:
+            RequestError: there are links in it.
             BusyError: another process holds it.
             OutputError: the folder cannot be written.
         """
         file = self.path / "lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.refuse_links()  # before anything is written
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise OutputError(
