@@ -58,7 +58,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
     """
     skip_compiler()
     check_device(options.device)
-    with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file) as watchdog:
+    with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file, _patience(spec)) as watchdog:
         folder.open(spec, _facts(options), recipe)
         if folder.is_finished(spec):
             return  # by another process, since the caller looked
@@ -124,6 +124,13 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                     view.close()
         finally:
             env.close()
+
+
+def _patience(spec: Spec) -> float:
+    """Return how many times longer than usual nothing need move: where a single rollout or update is a long one."""
+    settings = spec.settings
+    steps = settings["n_envs"] * settings.get("n_steps", 1)
+    return float(max(1.0, steps / 5_000, settings.get("gradient_steps", 0) / 1_000))
 
 
 def _play_again(

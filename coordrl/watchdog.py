@@ -25,11 +25,11 @@ class Watchdog:
 
     Args:
         file: that gets the stacks.
-        seconds: without a beat.
+        patience: how many times STALL_SECONDS may go by without a beat.
     """
 
-    def __init__(self, file: Path, seconds: float | None = None) -> None:
-        self._file, self._seconds = file, STALL_SECONDS if seconds is None else seconds
+    def __init__(self, file: Path, patience: float = 1.0) -> None:
+        self._file, self._seconds = file, STALL_SECONDS * patience
         self._tick = min(1.0, self._seconds / 5)
         self._quiet = 0  # ticks since the last beat
         self._ended = threading.Event()
