@@ -192,7 +192,7 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """
     restore_weights(model, checkpoint)
     with _suspecting():
-        _restore_counters(model, checkpoint.state)
+        _restore_counters(model, checkpoint)
         _restore_optimizer(model.policy.optimizer, checkpoint)
         restore_generators(model, checkpoint)
 
@@ -221,42 +221,60 @@ def restore_games(model: BaseAlgorithm, checkpoint: Checkpoint, on_step: OnStep 
     actions, starts = checkpoint.arrays.get("actions"), checkpoint.arrays.get("episode_starts")
     if actions is None or starts is None or starts.dtype != np.bool_ or starts.shape != (env.num_envs,):
         raise ReplayError("the state of the games is damaged: actions or starts of episodes")
-    model._last_obs = env.load_games(Games(facts, actions), on_step)
+    try:
+        model._last_obs = env.load_games(Games(facts, actions), on_step)
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise ReplayError(f"the state of the games is damaged ({type(error).__name__})") from error
     model._last_episode_starts = starts
 
 
-def _restore_counters(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
+def _restore_counters(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """Put back what SB3 counts."""
+    counters = checkpoint.state["counters"]
+    if counters["num_timesteps"] != checkpoint.step:
+        raise ValueError(f"num_timesteps is {counters['num_timesteps']!r}")
     for name in _counters(model):
-        value = state["counters"][name]
-        if type(value) is not type(getattr(model, name)) or not -1e18 < value < 1e18:
+        value = counters[name]
+        if type(value) is not type(getattr(model, name)) or not -1 <= value < 1e15:
             raise ValueError(f"{name} is {value!r}")
         setattr(model, name, value)
-    games = [(float(r), int(length)) for r, length in state["games"]]
+    games = checkpoint.state["games"]
+    if not all(type(r) in (int, float) and type(length) is int for r, length in games):
+        raise ValueError("games are no returns and lengths")
     model.ep_info_buffer = deque(({"r": r, "l": length, "t": 0.0} for r, length in games), maxlen=WINDOW)
     model.ep_success_buffer = deque(maxlen=WINDOW)
 
 
+# What torch's optimisers keep of each parameter: RMSprop as SB3's A2C uses it, and Adam.
+_MOMENTS = ({"step", "square_avg"}, {"step", "exp_avg", "exp_avg_sq"})
+
+
 def _restore_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Put back the optimiser's moments and settings, each where the training had one of its kind."""
+    """Put back the optimiser's moments; its settings are the recipe's, and must be those of the checkpoint."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
     for name, value in [*checkpoint.tensors["optimizer"].items(), *checkpoint.state["optimizer_scalars"].items()]:
         index, _, key = name.partition(".")
+        number = torch.as_tensor(value)  # a TypeError or ValueError for what is no number
         parameter = parameters[int(index)]
-        if isinstance(value, Tensor) and value.ndim:
-            if value.shape != parameter.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}")
+        fits = number.ndim == 0 if key == "step" else isinstance(value, Tensor) and number.shape == parameter.shape
+        positive = key == "exp_avg" or bool((number >= 0).all())
+        if not fits or not torch.isfinite(number).all() or not positive:
+            raise ValueError(f"{name} of the optimizer is no moment of such a parameter")
+        if key != "step":
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # in the parameter's layout
         entries.setdefault(int(index), {})[key] = value
+    whole = sorted(entries) == list(range(len(parameters))) and any(
+        all(set(entry) == kept for entry in entries.values()) for kept in _MOMENTS
+    )
+    if entries and not whole:
+        raise ValueError("the optimizer's moments are not those of every parameter")
     groups = optimizer.state_dict()["param_groups"]
     for group, saved in zip(groups, checkpoint.state["optimizer_groups"], strict=True):
         # JSON has no tuples: Adam's betas come back as a list.
         found = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        for name, value in found.items():
-            if name not in group or type(value) is not type(group[name]):
-                raise ValueError(f"the optimizer's {name} is {value!r}")
-        group.update(found)
+        if found != {name: value for name, value in group.items() if name != "params"}:
+            raise ValueError("the optimizer's settings are not the recipe's")
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
@@ -265,7 +283,10 @@ def restore_generators(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     state, arrays = checkpoint.state, checkpoint.arrays
     version, words, gauss = state["python_rng"]
     random.setstate((version, tuple(words), gauss))
-    numpy_rng = {"key": arrays["numpy_rng"], "pos": state["numpy_rng"]["pos"]}
+    key, place = arrays["numpy_rng"], state["numpy_rng"]["pos"]
+    if key.dtype != np.uint32 or key.shape != (624,) or type(place) is not int or not 0 <= place <= 624:
+        raise ValueError("numpy's generator has no such state")  # numpy itself would read beyond its memory
+    numpy_rng = {"key": key, "pos": place}
     gaussian = {key: state["numpy_rng"][key] for key in ("has_gauss", "gauss")}
     np.random.set_state({"bit_generator": "MT19937", "state": numpy_rng, **gaussian})
     model.action_space.np_random.bit_generator.state = state["action_rng"]
@@ -323,7 +344,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
         restore_weights(model, checkpoint)
         if isinstance(model, DQN):  # for the epsilon of its `predict`
             with _suspecting():
-                _restore_counters(model, checkpoint.state)
+                _restore_counters(model, checkpoint)
 
     try:
         checkpoint = read_newest(folder.checkpoints, use)

@@ -235,6 +235,7 @@ class AtariVecEnv(WholeVecEnv):
             self._ale.recv()
             self._waiting = False
         self._ready = False
+        every = self._journal.reseed_every
         self._journal.load(games, len(self.action_meanings))
         seeds = np.array(self._journal.seeds, dtype=np.int32)
         steps = len(games.actions)
@@ -256,6 +257,7 @@ class AtariVecEnv(WholeVecEnv):
             compare(games.facts, self._facts(), self.game)
         except BaseException:
             self._ready = False
+            self._journal.reseed_every = every
             raise
         finally:
             self._is_replaying = False

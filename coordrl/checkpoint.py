@@ -50,6 +50,7 @@ MAX_FILES = 64
 _NPY = re.compile(
     rb"\{'descr': '([<|](?:b1|[iu][1248]|f[248]))', 'fortran_order': False, 'shape': \(((?:\d{1,15}, ?)*\d{0,15})\), \} *\n"
 )
+_FORMAT = "format"  # begins what is said of one that another coordrl may read
 _FILE = re.compile(r"[A-Za-z0-9_]+\.(?:safetensors|npy)|state\.json")
 
 
@@ -75,13 +76,13 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     place = folder / f"{checkpoint.step:012d}"
     for left in folder.glob(".*.partial"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
     partial = folder / f".{place.name}.partial"
     partial.mkdir(parents=True)
     try:
         _write_files(partial, checkpoint)
         if place.exists():  # one that could not be used
-            shutil.rmtree(place)
+            _remove(place)
         reach("rename")
         partial.rename(place)
     except BaseException:
@@ -100,10 +101,22 @@ def _drop(folder: Path, step: int) -> None:
     verified = 0
     for place in _places(folder):
         # Newer ones could not be used when this run went on from an older one: they belong to no run any more.
-        if int(place.name) > step or verified >= KEEP:
-            shutil.rmtree(place, ignore_errors=True)
-        elif not find_fault(place):
+        fault = "" if verified >= KEEP else find_fault(place)
+        if verified >= KEEP or (int(place.name) > step and not fault.startswith(_FORMAT)):
+            _remove(place)
+        elif not fault:
             verified += 1
+
+
+def _remove(place: Path) -> None:
+    """Remove a checkpoint, whole: what is killed half-way leaves no half of one under its name."""
+    if place.is_symlink() or not place.is_dir():
+        place.unlink(missing_ok=True)
+        return
+    if not place.name.startswith("."):
+        reach("rename")
+        place = place.rename(place.with_name(f".{place.name}.old.partial"))
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _write_files(place: Path, checkpoint: Checkpoint) -> None:
@@ -151,10 +164,10 @@ def parse_array(data: bytes) -> NDArray[Any]:
         raise ValueError("it is no .npy of numbers")
     dtype = np.dtype(found[1].decode())
     shape = tuple(int(side) for side in found[2].split(b",") if side.strip())
-    body = data[10 + length :]
-    if len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"an array of shape {shape} does not take {len(body)} bytes")
-    return np.frombuffer(body, dtype).reshape(shape).copy()
+    size = len(data) - 10 - length
+    if len(shape) > 8 or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"an array of shape {shape} does not take {size} bytes")
+    return np.frombuffer(data, dtype, math.prod(shape), 10 + length).reshape(shape).copy()
 
 
 def _parse_tensors(data: bytes) -> dict[str, Tensor]:
@@ -164,9 +177,9 @@ def _parse_tensors(data: bytes) -> dict[str, Tensor]:
         raise ValueError(f"its header would have {length:,} bytes")
     for name, entry in parse_json(data[8 : 8 + length]).items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
-        sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
+        sides = isinstance(shape, list) and all(type(side) is int and 0 <= side < 2**40 for side in shape)
         if name != "__metadata__" and not sides:
-            raise ValueError(f"{name} has shape {shape}")
+            raise ValueError(f"{name!r:.60} has shape {shape!r:.60}")
     return safetensors.torch.load(data)
 
 
@@ -200,7 +213,7 @@ def _places(folder: Path) -> list[Path]:
     """Return the checkpoints' folders, newest first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if re.fullmatch(r"\d{12}", path.name)), reverse=True)
+    return sorted((path for path in folder.iterdir() if re.fullmatch(r"[0-9]{12}", path.name)), reverse=True)
 
 
 def find_fault(place: Path) -> str:
@@ -208,7 +221,7 @@ def find_fault(place: Path) -> str:
     try:
         for _ in _read_files(place):
             pass
-    except CheckpointError as error:
+    except ResumableError as error:
         return str(error)
     return ""
 
@@ -231,11 +244,11 @@ def _read(place: Path, skipped: list[str]) -> Checkpoint:
                 arrays[stem] = parse_array(data)
             else:
                 state = parse_json(data, finite=True)
-        except (ValueError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        except (ValueError, safetensors.SafetensorError, KeyError, TypeError, OverflowError, RuntimeError) as error:
             raise CheckpointError(f"{name}: {error}") from error
     step = int(place.name)
     if state.get("step") != step:
-        raise CheckpointError(f"state.json is of step {state.get('step')}")
+        raise CheckpointError(f"state.json is of step {state.get('step')!r:.40}")
     return Checkpoint(step, tensors, arrays, state, skipped)
 
 
@@ -258,8 +271,10 @@ def _read_files(place: Path) -> Iterable[tuple[str, bytes]]:
             if _measure(data) != measured:
                 raise CheckpointError(f"{name} has changed since it was written")
             yield name, data
-    except OSError as error:
-        raise CheckpointError(f"it cannot be read: {error.strerror or error}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"it has gone: {error.strerror}") from error
+    except OSError as error:  # nothing says that it is damaged: nobody may go on from an older one
+        raise ResumableError(f"{place} cannot be read: {error.strerror or error}; mend that") from error
 
 
 def _is_own(entry: os.DirEntry[str]) -> bool:
@@ -281,15 +296,16 @@ def _parse_manifest(place: Path, found: Mapping[str, int]) -> dict[str, dict[str
         raise CheckpointError(f"manifest: {error}") from error
     if manifest.get("format") not in READ:
         known = " and ".join(map(str, READ))
-        raise CheckpointError(f"format {manifest.get('format')}; this coordrl reads formats {known}")
+        raise CheckpointError(f"{_FORMAT} {manifest.get('format')!r:.40}; this coordrl reads formats {known}")
     if manifest.get("step") != int(place.name):
-        raise CheckpointError(f"it is of step {manifest.get('step')}")
+        raise CheckpointError(f"it is of step {manifest.get('step')!r:.40}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise CheckpointError("manifest: it lists no files")
     differing = set(files) ^ (set(found) - {"manifest.json"})
     if differing or "state.json" not in files:
-        raise CheckpointError(f"files are missing or foreign: {', '.join(sorted(differing)) or 'state.json'}")
+        listed = ", ".join(sorted(differing))[:200] or "state.json"
+        raise CheckpointError(f"files are missing or foreign: {listed if listed.isprintable() else ascii(listed)}")
     for name, measured in files.items():
         if not _FILE.fullmatch(name) or not isinstance(measured, dict) or type(measured.get("bytes")) is not int:
             raise CheckpointError(f"manifest: {name} is no file of a checkpoint")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import FrameType
 from typing import Any, final
 
@@ -25,7 +26,7 @@ from coordrl.checkpoint import Checkpoint, array_bytes, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
-from coordrl.errors import CheckpointError, DivergedError, StoppedError
+from coordrl.errors import CheckpointError, DivergedError, ResumableError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
@@ -65,24 +66,53 @@ class Marks:
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> Marks:
-        """Return the marks of a checkpoint. One of format 1 has none: it stands behind a row of its own.
+        """Return the marks of a checkpoint. One of format 1 has none; it stands behind a row of its own.
 
         Raises:
             CheckpointError: they are none.
         """
         step, state = checkpoint.step, checkpoint.state
         try:
-            if "marks" not in state:
-                return Marks(step, step, step, [], -1, float(state["seconds"]))
+            if "marks" not in state:  # what it does not say is in the logs
+                return Marks(step, step, -1, [], -1, float(state["seconds"]))
+            if set(state["marks"]) != {entry.name for entry in fields(Marks)}:
+                raise ValueError(f"marks are {', '.join(state['marks'])[:200]}")
             found = Marks(**state["marks"])
             steps = (found.row, found.map, found.evaluation)
             whole = all(type(number) is int and 0 <= number <= step for number in steps)
-            games = [[int(of), float(r), int(length)] for of, r, length in found.games]
-            if not whole or type(found.games_finished) is not int or not 0 <= found.seconds < 1e12:
-                raise ValueError(f"steps {steps}, {found.games_finished!r} games in {found.seconds!r} s")
-            return replace(found, games=games)
+            games = [type(of) is type(length) is int and type(r) in (int, float) for of, r, length in found.games]
+            counted = type(found.games_finished) is int and 0 <= found.games_finished < 2**53
+            if not whole or not all(games) or not counted or not 0 <= found.seconds < 1e12:
+                raise ValueError(f"marks are at steps {steps}")
+            return found
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"it holds what no training wrote ({type(error).__name__}: {error})") from error
+
+    def check_logs(self, folder: RunFolder, spec: Spec, step: int) -> None:
+        """Check that the logs reach to where the marks say, and fill in what those of format 1 do not say.
+
+        Raises:
+            ResumableError: they do not: they would be cut, and nobody would know what is missing.
+        """
+        rows, evaluations = read_rows(folder.progress_file), read_rows(folder.evaluations_file)
+        if self.evaluation < 0:
+            self.evaluation = max((row["step"] for row in evaluations if row["step"] <= step), default=0)
+        if self.games_finished < 0:
+            counts = [row.get("games_finished") for row in rows if row["step"] <= step]
+            self.games_finished = counts[-1] if counts and type(counts[-1]) is int else 0
+        for file, found, mark in (
+            (folder.progress_file, rows, self.row),
+            (folder.evaluations_file, evaluations, self.evaluation),
+        ):
+            if mark > 0 and all(row["step"] != mark for row in found):
+                raise ResumableError(
+                    f"{file} does not reach to step {mark:,}, where the checkpoint stands on it: it is damaged. Restore it"
+                    " from a copy, or remove the run's folder to start over"
+                )
+        if _is_due(max(spec.steps // ROWS, 1), self.row, step):
+            raise ResumableError(
+                f"the checkpoint of step {step:,} says that {folder.progress_file} ends at {self.row:,}"
+            )
 
 
 @final
@@ -134,9 +164,6 @@ class Course(BaseCallback):
         self._signals, self._watchdog = signals, watchdog
         self._marks, self._conditions = marks, dict(conditions)
         self._layer = first_coordconv(model)
-        if marks.games_finished < 0:  # a checkpoint that does not know
-            rows = read_rows(folder.progress_file)
-            marks.games_finished = rows[-1]["games_finished"] if rows else 0
         begins_at = model.num_timesteps
         self._row_every = max(spec.steps // ROWS, 1)
         self._map_every = max(spec.steps // MAPS, 1)
@@ -220,6 +247,7 @@ class Course(BaseCallback):
         }
         write_json(self.folder.result_file, result)
         self.folder.diverged_file.unlink(missing_ok=True)  # of an earlier try
+        shutil.rmtree(self.folder.diverged_batch, ignore_errors=True)
         self.line.say(f"done after {format_seconds(seconds)} of training: {_final_return(returns)}")
         if evaluation:
             row = evaluation[0]
@@ -257,15 +285,16 @@ class Course(BaseCallback):
 
         A comparison counts such a run with the games that it finished before.
         """
-        buffer = getattr(self.model, "rollout_buffer", None)
-        if buffer is not None:
-            self.folder.diverged_batch.mkdir(exist_ok=True)
-            for name in BATCH:
-                data = array_bytes(np.asarray(getattr(buffer, name)))
-                (self.folder.diverged_batch / f"{name}.npy").write_bytes(data)
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         facts = {"spec": asdict(self.spec), "step": self.model.num_timesteps, "sign": str(error), "returns": returns}
         write_json(self.folder.diverged_file, facts)
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if buffer is not None:
+            with suppress(OSError):  # a disk that is full for it is no reason to call this anything but diverged
+                self.folder.diverged_batch.mkdir(exist_ok=True)
+                for name in BATCH:
+                    data = array_bytes(np.asarray(getattr(buffer, name)))
+                    (self.folder.diverged_batch / f"{name}.npy").write_bytes(data)
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""

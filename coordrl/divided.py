@@ -263,7 +263,10 @@ class DividedVecEnv(WholeVecEnv):
             part.load_async(games.part(chosen))
         try:
             observations = [self.mine.load_games(games.part(self.slices[0]), on_step)]
-            observations += [part.load_wait() for part in self.parts]
+            for part in self.parts:
+                while not part.worker.has_answered(0.5):
+                    on_step(len(games.actions), len(games.actions))  # its games are longer than mine
+                observations.append(part.load_wait())
         except BaseException:
             for part in self.parts:
                 part.worker.forsake()

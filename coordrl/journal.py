@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordrl.errors import ReplayError
-from coordrl.suites import MAX_RESEED_EVERY
+from coordrl.suites import FRAMES_PER_STEP, MAX_GAME_FRAMES, MAX_RESEED_EVERY
 
 MAX_SEED = 2**31 - 1  # Atari's emulator takes a C int and reads negative seeds as "none"
 
@@ -154,11 +154,14 @@ def check_state(games: Games, n_envs: int, n_actions: int) -> None:
     facts, actions = games.facts, games.actions
     every: Any = facts.get("reseed_every")
     if not _is_count(every) or not 1 <= every <= MAX_RESEED_EVERY:
-        raise refuse(f"reseed_every is {every!r}")
+        raise refuse(f"reseed_every is {every!r:.40}")
     for name in ("digests", "lives", "returns", "lengths", "fire_stages"):  # compared with, and taken apart before
         if not isinstance(facts.get(name), list) or len(facts[name]) != n_envs:
             raise refuse(f"{name} are not of {n_envs} environments")
-    for name, high in (("first_seeds", MAX_SEED), ("counts", 2**31), ("ages", len(actions))):
+    if actions.ndim != 2 or actions.shape[1] != n_envs:
+        raise refuse(f"actions are of shape {actions.shape}")
+    oldest = min(len(actions), every + MAX_GAME_FRAMES // FRAMES_PER_STEP)  # new seeds come when a game ends
+    for name, high in (("first_seeds", MAX_SEED), ("counts", 2**31), ("ages", oldest)):
         numbers: Any = facts.get(name)
         whole = isinstance(numbers, list) and len(numbers) == n_envs
         if not whole or not all(_is_count(number) and number <= high for number in numbers):

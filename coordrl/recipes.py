@@ -45,7 +45,7 @@ _FRACTION = Rule(float, 0, 1)
 RULES: dict[str, dict[str, Rule]] = {
     "a2c": {
         "n_envs": Rule(int, 1, 1024),
-        "n_steps": _COUNT,
+        "n_steps": Rule(int, 1, 10_000),  # a rollout is kept in memory
         "learning_rate": _POSITIVE,
         "gamma": _FRACTION,
         "gae_lambda": _FRACTION,

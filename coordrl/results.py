@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +25,10 @@ from coordrl.suites import check_extractor, choose_protocol, find_game, find_pro
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
 MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 ROWS = 1_000  # of progress.jsonl in a long run, about
+
+
+_MAPS = re.compile(r"maps-[0-9]{12}\.npy")
+_MAX_LINE = 1 << 24  # characters of a row
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class RunFolder:
 
     def position_maps(self) -> list[tuple[Path, int]]:
         """Return the files of position maps with their steps, in order."""
-        files = sorted(self.coordinates.glob("maps-*.npy"))
+        files = sorted(file for file in self.coordinates.glob("maps-*.npy") if _MAPS.fullmatch(file.name))
         return [(file, int(file.stem.removeprefix("maps-"))) for file in files]
 
     def read_spec(self) -> Spec:
@@ -143,23 +150,17 @@ class RunFolder:
             RequestError: this is no run's folder, or its run.json is damaged.
         """
         try:
-            spec = Spec(**parse_json(self.spec_file.read_bytes())["spec"])
+            spec = Spec(**load_json(self.spec_file)["spec"])
+            if spec.algorithm not in RULES or set(spec.settings) != set(RULES[spec.algorithm]):
+                raise RequestError(
+                    f"another version of coordrl made it, this one knows {', '.join(RULES)} with other settings"
+                )
+            _check_spec(spec)
         except FileNotFoundError as error:
             raise RequestError(f"{self.path} is no run: it has no run.json. A run's folder ends in seed-N") from error
         except NotADirectoryError as error:
             raise RequestError(f"{self.path} is a file; a run is a folder, whose path ends in seed-N") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RequestError(
-                f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
-            ) from error
-        if spec.algorithm not in RULES or set(spec.settings) != set(RULES[spec.algorithm]):
-            raise RequestError(
-                f"{self.spec_file} cannot be read: another version of coordrl made it, this one knows {', '.join(RULES)}"
-                " with other settings"
-            )
-        try:
-            _check_spec(spec)
-        except (RequestError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise RequestError(
                 f"{self.spec_file} cannot be read: {error}. Restore it from a copy, or remove the run's folder to start over"
             ) from error
@@ -195,7 +196,7 @@ class RunFolder:
     def is_finished(self, spec: Spec) -> bool:
         """Say whether result.json is there and belongs to this spec."""
         try:
-            return Spec(**parse_json(self.result_file.read_bytes())["spec"]) == spec
+            return Spec(**load_json(self.result_file)["spec"]) == spec
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
@@ -234,14 +235,14 @@ class RunFolder:
             RequestError: run.json is damaged.
         """
         self.read_spec()
-        known = parse_json(self.spec_file.read_bytes())
+        known = load_json(self.spec_file)
         if any(known.get(name) != value for name, value in facts.items()):
             write_json(self.spec_file, {**known, **facts})
 
     def fact(self, name: str) -> Any:
         """Return what run.json records under a name, or None if it does not, or cannot be read."""
         try:
-            return parse_json(self.spec_file.read_bytes()).get(name)
+            return load_json(self.spec_file).get(name)
         except (OSError, ValueError):
             return None
 
@@ -284,9 +285,23 @@ def find_runs(out: Path) -> list[RunFolder]:
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is no such file or it is damaged."""
     try:
-        return parse_json(file.read_bytes())
+        return load_json(file)
     except (OSError, ValueError):
         return {}
+
+
+def load_json(file: Path) -> dict[str, Any]:
+    """Return the object of a JSON file of a run, which is a file of its own and not too long.
+
+    Raises:
+        OSError: it cannot be read, or is a link.
+        ValueError: see `parse_json`; or it is a pipe or a device, which might never end.
+    """
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("it is no file")
+        return parse_json(opened.read(MAX_JSON + 1))
 
 
 def parse_json(data: bytes, *, finite: bool = False) -> dict[str, Any]:
@@ -298,7 +313,8 @@ def parse_json(data: bytes, *, finite: bool = False) -> dict[str, Any]:
     if len(data) > MAX_JSON:
         raise ValueError(f"it has {len(data):,} bytes, more than the {MAX_JSON:,} that it may")
     try:
-        parsed = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse if finite else None)
+        hooks: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _parse_finite} if finite else {}
+        parsed = json.loads(data.decode(), object_pairs_hook=_once, **hooks)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(parsed, dict):
@@ -312,6 +328,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise ValueError("an object has a key twice")
     return made
+
+
+def _parse_finite(text: str) -> float:
+    """Parse a number that is not too large for a float."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -335,7 +359,8 @@ def _check_spec(spec: Spec) -> None:
         if type(number) is not int or not low <= number <= high:
             raise RequestError(f"{name} is {number!r}; it is a whole number from {low} to {high:,}")
     for name, value in spec.settings.items():
-        check_setting(spec.algorithm, name, value, "its recipe")
+        if type(check_setting(spec.algorithm, name, value, "its recipe")) is not type(value):
+            raise RequestError(f"{name} is {value!r}, in another type than its recipe's")
 
 
 def write_json(file: Path, data: Any) -> None:
@@ -398,10 +423,10 @@ def stream_rows(file: Path, parse: Callable[[str], Any] = json.loads) -> Iterato
     except FileNotFoundError:
         return
     with handle:
-        for line in handle:
+        for line in iter(lambda: handle.readline(_MAX_LINE), ""):
             try:
                 row = parse(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 return

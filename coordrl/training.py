@@ -37,6 +37,8 @@ from coordrl.results import RunFolder, Spec, cut_rows
 from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
+WENT_ON = "no: went on at step"
+
 
 def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers: Sequence[Worker] = ()) -> None:
     """Train a run to its end, going on from its last checkpoint if there is one.
@@ -83,10 +85,13 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
 
             checkpoint = read_newest(folder.checkpoints, use)
             begins_at = checkpoint.step if checkpoint else 0
+            marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
             now = conditions(model, len(workers) + 1)
-            facts["exact_resume"] = folder.fact("exact_resume") or promise(model)
+            now |= {"eval_every": options.eval_every, "eval_episodes": options.eval_episodes}
+            before = str(folder.fact("exact_resume")) if checkpoint else ""
+            facts["exact_resume"] = before if before.startswith(WENT_ON) else promise(model)
             view = _show_again(folder, marks)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
@@ -94,7 +99,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                     reasons = differences(checkpoint.state.get("conditions"), now)
                     reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
                     if reasons and str(facts["exact_resume"]).startswith("yes"):
-                        facts["exact_resume"] = f"no: went on at step {begins_at:,} with {'; '.join(reasons)}"
+                        facts["exact_resume"] = f"{WENT_ON} {begins_at:,} with {'; '.join(reasons)}"
                     for reason in reasons:
                         line.say(f"it goes on, but not bit for bit as without the stop: {reason}")
                 folder.add_facts(facts)

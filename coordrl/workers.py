@@ -12,6 +12,7 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import struct
@@ -197,6 +198,10 @@ class Worker:
             self._channel.send({**message, "number": self._asked}, fds)
         except ConnectionError as error:
             raise self._lost() from error
+
+    def has_answered(self, seconds: float) -> bool:
+        """Wait for the answer to the last request to begin to come, but not for long; says whether it does."""
+        return bool(select.select([self._mine], [], [], seconds)[0])
 
     def answer(self) -> dict[str, Any]:
         """Wait for the answer to the last request.

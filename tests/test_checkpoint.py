@@ -10,6 +10,8 @@ import shutil
 import tempfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,25 +187,51 @@ def test_a_forged_file_is_refused_cleanly_whatever_is_in_it(small_run: RunFolder
             data = json.dumps(poison(state, rng)).encode()
         file.write_bytes(data)
         fit_manifest(newest)
-        tracemalloc.start()
-        try:
-            read = read_newest(folder, lambda found: restore(model, found))
-            assert read is not None
-            restore_games(model, read)
-            outcomes["taken"] += 1  # another weight, or another number of games: nothing can tell
-        except (ResumableError, ReplayError) as error:
-            outcomes[type(error).__name__] += 1
-        assert tracemalloc.get_traced_memory()[1] < 4 * size + 2**20
-        tracemalloc.stop()
+        with memory_below(2 * size + 2**20):
+            try:
+                read = read_newest(folder, lambda found: restore(model, found))
+                assert read is not None
+                assert model.num_timesteps == read.step == 400
+                restore_games(model, read)
+                outcomes["taken"] += 1  # another weight, or another number of games: nothing can tell
+            except (ResumableError, ReplayError) as error:
+                outcomes[type(error).__name__] += 1
         file.write_bytes(whole[file])
     env.close()
     assert outcomes["ResumableError"] > 100
     assert outcomes["ReplayError"] > 1
 
 
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    """Check the peak of what Python and NumPy take meanwhile, in bytes; torch's own memory is not counted."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 def poison(state: Any, rng: random.Random) -> Any:
     """Put something else in one place of a JSON value."""
-    strange: list[Any] = [None, True, -1, 1e308, 10**30, "x", [], {}, [[]], "__class__", 2**64, -0.5]
+    strange: list[Any] = [
+        None,
+        True,
+        -1,
+        1e308,
+        10**30,
+        "nan",
+        float("inf"),
+        10**400,
+        "x",
+        [],
+        {},
+        [[]],
+        "__class__",
+        2**64,
+        -0.5,
+    ]
     if isinstance(state, dict) and state and rng.random() < 0.95:
         key = rng.choice(sorted(state))
         return {**state, key: poison(state[key], rng)}
@@ -260,7 +288,7 @@ def tensors(header: object, body: bytes = b"", length: int | None = None) -> byt
         (
             "policy.safetensors",
             tensors({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, b"0000"),
-            "TensorInvalidInfo|Error",
+            "has shape",
         ),
         (
             "policy.safetensors",
@@ -286,11 +314,9 @@ def test_what_lies_about_itself_is_refused_before_it_costs_anything(
     shutil.copytree(max(small_run.checkpoints.iterdir()), place)
     (place / name).write_bytes(data)
     fit_manifest(place)
-    tracemalloc.start()
-    with pytest.raises(ResumableError, match=complaint):
+    size = sum(file.stat().st_size for file in place.iterdir())
+    with memory_below(2 * size + 2**20), pytest.raises(ResumableError, match=complaint):
         read_newest(tmp_path)
-    assert tracemalloc.get_traced_memory()[1] < 2 * sum(file.stat().st_size for file in place.iterdir()) + 2**20
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("what", ["a file", "the manifest", "the checkpoint", "a folder in it", "a pipe in it"])
