@@ -278,6 +278,7 @@ def test_a_hanging_emulator_is_left_with_its_stacks_and_the_run_goes_on(tmp_path
     assert main(words) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_for_a_while_is_no_hanging_one(tmp_path: Path) -> None:
     script = "import sys, coordrl.watchdog as w; w.STALL_SECONDS = 3.0; from coordrl.train import main; sys.exit(main(sys.argv[1:]))"
     words = "--game PlaceMatters --steps 6000 --set n_envs=4 --eval-every 0"
@@ -328,6 +329,7 @@ def test_a_clock_that_is_set_back_a_day_bends_nothing(tmp_path: Path, monkeypatc
     assert [event.step for event in accumulator.Scalars("train/value_loss")] == [row["step"] for row in rows]
 
 
+@pytest.mark.slow
 def test_nothing_listens_but_on_loopback(tmp_path: Path, finished_run: RunFolder) -> None:
     shutil.copytree(finished_run.path, finished_run.read_spec().folder(tmp_path / "c"))
     trainings = [
