@@ -214,8 +214,7 @@ def test_marks_that_no_course_made_are_refused(name: str, value: object) -> None
         Marks.of(Checkpoint(100, {}, {}, {"marks": {**marks, name: value}}))
 
 
-@pytest.mark.parametrize("sample", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_every_point_at_which_a_training_can_fail_loses_nothing(sample: str, tmp_path: Path) -> None:
+def test_every_point_at_which_a_training_can_fail_loses_nothing(tmp_path: Path) -> None:
     words = "--game PlaceMatters --steps 800 --set n_envs=8 --checkpoint-every 160 --eval-every 400 --eval-episodes 1"
     done = subprocess.run(
         [
@@ -235,7 +234,7 @@ def test_every_point_at_which_a_training_can_fail_loses_nothing(sample: str, tmp
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{21 * int(sample)} trials" in done.stdout
+    assert "42 trials" in done.stdout
 
 
 def test_a_resumed_run_reads_the_newest_checkpoint_that_can_be_used(tmp_path: Path) -> None:
