@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any, final
 
@@ -22,13 +22,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.algorithms import environment_seed, snapshot
-from coordrl.checkpoint import Checkpoint, array_bytes, write_checkpoint
+from coordrl.checkpoint import array_bytes, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
-from coordrl.errors import CheckpointError, DivergedError, ResumableError, StoppedError
+from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
+from coordrl.marks import Marks, is_due
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
 from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
 from coordrl.watchdog import Watchdog
@@ -51,68 +52,6 @@ class Options:
     workers: int = 1  # processes that it may be divided over, the training's own among them
     plan: str | None = None  # the hash of the comparison that the run is part of
     reseed_every: int = RESEED_EVERY  # steps of an environment between new seeds; see coordrl.journal
-
-
-@dataclass
-class Marks:
-    """Where a course has come to, beside the model: part of a checkpoint, so that taking one changes nothing else."""
-
-    row: int = 0  # step of the last row of progress.jsonl
-    map: int = 0  # of the last position maps
-    evaluation: int = 0
-    games: list[list[float]] = field(default_factory=list)  # [step, return, length] of those finished since the row
-    games_finished: int = 0  # up to the row
-    seconds: float = 0.0  # that the run took, in all of its processes
-
-    @staticmethod
-    def of(checkpoint: Checkpoint) -> Marks:
-        """Return the marks of a checkpoint. One of format 1 has none; it stands behind a row of its own.
-
-        Raises:
-            CheckpointError: they are none.
-        """
-        step, state = checkpoint.step, checkpoint.state
-        try:
-            if "marks" not in state:  # what it does not say is in the logs
-                return Marks(step, step, -1, [], -1, float(state["seconds"]))
-            if set(state["marks"]) != {entry.name for entry in fields(Marks)}:
-                raise ValueError(f"marks are {', '.join(state['marks'])[:200]}")
-            found = Marks(**state["marks"])
-            steps = (found.row, found.map, found.evaluation)
-            whole = all(type(number) is int and 0 <= number <= step for number in steps)
-            games = [type(of) is type(length) is int and type(r) in (int, float) for of, r, length in found.games]
-            counted = type(found.games_finished) is int and 0 <= found.games_finished < 2**53
-            if not whole or not all(games) or not counted or not 0 <= found.seconds < 1e12:
-                raise ValueError(f"marks are at steps {steps}")
-            return found
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"it holds what no training wrote ({type(error).__name__}: {error})") from error
-
-    def check_logs(self, folder: RunFolder, spec: Spec, step: int) -> None:
-        """Check that the logs reach to where the marks say, and fill in what those of format 1 do not say.
-
-        Raises:
-            ResumableError: they do not: they would be cut, and nobody would know what is missing.
-        """
-        rows, evaluations = read_rows(folder.progress_file), read_rows(folder.evaluations_file)
-        if self.evaluation < 0:
-            self.evaluation = max((row["step"] for row in evaluations if row["step"] <= step), default=0)
-        if self.games_finished < 0:
-            counts = [row.get("games_finished") for row in rows if row["step"] <= step]
-            self.games_finished = counts[-1] if counts and type(counts[-1]) is int else 0
-        for file, found, mark in (
-            (folder.progress_file, rows, self.row),
-            (folder.evaluations_file, evaluations, self.evaluation),
-        ):
-            if mark > 0 and all(row["step"] != mark for row in found):
-                raise ResumableError(
-                    f"{file} does not reach to step {mark:,}, where the checkpoint stands on it: it is damaged. Restore it"
-                    " from a copy, or remove the run's folder to start over"
-                )
-        if _is_due(max(spec.steps // ROWS, 1), self.row, step):
-            raise ResumableError(
-                f"the checkpoint of step {step:,} says that {folder.progress_file} ends at {self.row:,}"
-            )
 
 
 @final
@@ -194,15 +133,15 @@ class Course(BaseCallback):
         self._check_losses()
         self._hold_updates()
         self.line.update(step, lambda: self._describe(step))
-        if _is_due(self._row_every, self._marks.row, step):
+        if is_due(self._row_every, self._marks.row, step):
             self._write_row()
-        if _is_due(self._map_every, self._marks.map, step):
+        if is_due(self._map_every, self._marks.map, step):
             self._draw_maps()
         if self._signals.received:
             self._stop()
-        if _is_due(self.options.eval_every, self._marks.evaluation, step):
+        if is_due(self.options.eval_every, self._marks.evaluation, step):
             self._evaluate()
-        if _is_due(self.options.checkpoint_every, self._last_checkpoint, step):
+        if is_due(self.options.checkpoint_every, self._last_checkpoint, step):
             self._write_checkpoint()
 
     def _hold_updates(self) -> None:
@@ -431,14 +370,6 @@ class Course(BaseCallback):
     def _seconds(self) -> float:
         """Return the run's time so far, in all of its processes."""
         return self._marks.seconds + time.monotonic() - self._began
-
-
-def _is_due(every: int, last: int, step: int) -> bool:
-    """Say whether a multiple of `every` lies after `last` and not after `step`; never if `every` is 0.
-
-    Counted from step 0, so that arms whose rollouts are longer or shorter do it at the same steps.
-    """
-    return every > 0 and step // every > last // every
 
 
 def _final_return(returns: list[float]) -> str:

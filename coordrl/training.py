@@ -26,12 +26,13 @@ from coordrl.algorithms import (
 )
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
-from coordrl.course import Course, Marks, Options, StopSignals
+from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
 from coordrl.environments import make_env
 from coordrl.errors import DivergedError, ReplayError, ResumableError, StoppedError
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
+from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec, cut_rows
 from coordrl.watchdog import Watchdog

@@ -17,8 +17,8 @@ import torch
 from trainings import unlike
 
 from coordrl.checkpoint import Checkpoint, read_newest
-from coordrl.course import Marks
 from coordrl.errors import CheckpointError
+from coordrl.marks import Marks
 from coordrl.results import RunFolder, read_rows, write_json
 from coordrl.train import main
 

@@ -37,6 +37,7 @@ FLOORS = [
         "events",
         "exactness",
         "watchdog",
+        "marks",
     },
     {"course", "launch", "evidence", "ablation"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings", "ablations"},
