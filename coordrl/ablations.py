@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coordrl.console import ProgressLine
 from coordrl.errors import BusyError, DivergedError, OutputError, RequestError, ResumableError, StoppedError
+from coordrl.files import read_json, write_json
 from coordrl.plan import PLAN_FILE, read_plan
-from coordrl.results import RunFolder, Spec, find_runs, read_json, write_json
+from coordrl.results import RunFolder, Spec, find_runs
 from coordrl.suites import ABLATIONS, ablations_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from coordrl.results import append_row
+from coordrl.files import append_row
 
 
 def attempts_file(out: Path) -> Path:

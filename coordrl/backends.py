@@ -5,16 +5,14 @@ A backend starts a job and says how it ended; what to run, in which order and ho
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from coordrl.process import worker_environment
+from coordrl.process import module_command, module_environment, worker_environment
 
 LOST = 1000  # stands for the exit code of a job whose machine was lost
 
@@ -123,14 +121,14 @@ class LocalBackend:
         It gets a session of its own, so that Ctrl-C reaches it through the launcher alone, and ends when
         the launcher does.
         """
-        command = [sys.executable, "-m", "coordrl.train", *work.words, "--out", str(work.out)]
+        command = [*module_command("coordrl.train"), *work.words, "--out", str(work.out)]
         with work.log.open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **worker_environment(len(self._cores[slot]), self._cores[slot])},
+                env={**module_environment(), **worker_environment(len(self._cores[slot]), self._cores[slot])},
                 start_new_session=True,
             )
         return LocalJob(process)

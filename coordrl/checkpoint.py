@@ -38,7 +38,7 @@ from torch import Tensor
 
 from coordrl.errors import CheckpointError, ResumableError
 from coordrl.faults import reach
-from coordrl.results import MAX_JSON, parse_json, sync_file, sync_folder
+from coordrl.files import MAX_JSON, parse_json, sync_file, sync_folder, write_data
 
 FORMAT = 2  # raised when the files change their meaning
 READ = (1, FORMAT)
@@ -116,19 +116,16 @@ def _remove(place: Path) -> None:
     if not place.name.startswith("."):
         reach("rename")
         place = place.rename(place.with_name(f".{place.name}.old.partial"))
+    reach("remove")
     shutil.rmtree(place, ignore_errors=True)
 
 
 def _write_files(place: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint's files through to the disk, the manifest last.
-
-    Every file goes through Python's own writing, because only that reports a full disk as an OSError.
-    """
+    """Write a checkpoint's files through to the disk, the manifest last."""
     files: dict[str, dict[str, Any]] = {}
 
     def write(name: str, data: bytes) -> None:
-        reach("write")
-        (place / name).write_bytes(data)
+        write_data(place / name, data)
         files[name] = _measure(data)
 
     for group, tensors in checkpoint.tensors.items():

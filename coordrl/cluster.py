@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -24,7 +23,7 @@ from coordrl import __version__
 from coordrl.backends import LOST, Work
 from coordrl.errors import RequestError
 from coordrl.launch import newest_checkpoint
-from coordrl.process import worker_environment
+from coordrl.process import module_command, module_environment, worker_environment
 from coordrl.results import RunFolder
 
 CONNECT_SECONDS = 5.0
@@ -247,7 +246,7 @@ def _watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool
     """Run a training to its end, sending what it writes and stopping it when asked to."""
     ray = _import_ray()
     run = RunFolder(out / folder)
-    command = [sys.executable, "-m", "coordrl.train", *words, "--out", str(out)]
+    command = [*module_command("coordrl.train"), *words, "--out", str(out)]
     sent = newest_checkpoint(run)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -255,7 +254,7 @@ def _watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **worker_environment(1)},
+            env={**module_environment(), **worker_environment(1)},
             start_new_session=True,
         )
         try:

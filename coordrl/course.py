@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
@@ -29,8 +30,9 @@ from coordrl.curves import TensorBoardView
 from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
+from coordrl.files import append_row, read_rows, replace_data, replace_file, sync_file, write_json
 from coordrl.marks import Marks, is_due
-from coordrl.results import ROWS, WINDOW, RunFolder, Spec, append_row, read_rows, replace_file, sync_file, write_json
+from coordrl.results import ROWS, WINDOW, RunFolder, Spec
 from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
 from coordrl.watchdog import Watchdog
 
@@ -283,7 +285,7 @@ class Course(BaseCallback):
         maps = position_maps(self._layer, height, width)
         self.folder.coordinates.mkdir(exist_ok=True)
         file = self.folder.coordinates / f"maps-{step:012d}.npy"
-        replace_file(file, lambda partial: partial.write_bytes(array_bytes(maps)))
+        replace_data(file, array_bytes(maps))
         self.view.write_maps(maps, step)
 
     @contextmanager
@@ -356,7 +358,12 @@ class Course(BaseCallback):
         """Write model.zip for SB3."""
         if isinstance(self.model, DQN):
             self.model.gradient_steps = int(self.spec.settings["gradient_steps"])  # see _hold_updates
-        replace_file(self.folder.export_file, self.model.save)
+
+        def write(partial: Path) -> None:
+            reach("write")
+            self.model.save(partial)
+
+        replace_file(self.folder.export_file, write)
 
     def _stop(self) -> None:
         """Keep everything and leave."""

@@ -14,8 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from coordrl.checkpoint import parse_array
+from coordrl.files import read_rows
 from coordrl.heatmaps import draw_maps
-from coordrl.results import RunFolder, Spec, read_rows
+from coordrl.results import RunFolder, Spec
 
 
 @final

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 
 from coordrl.backends import Backend, Job, Work
 from coordrl.errors import CoordrlError
+from coordrl.files import stream_rows
 from coordrl.launch import train_words
 from coordrl.plan import Arm, Cell, Plan
-from coordrl.results import ROWS, RunFolder, stream_rows
+from coordrl.results import ROWS, RunFolder
 
 MEASURED_STEPS = 4_000  # of each short training
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordrl.errors import OutputError, RequestError
+from coordrl.files import stream_rows
 from coordrl.plan import PLAN_FILE, read_plan
-from coordrl.results import RunFolder, find_runs, stream_rows
+from coordrl.results import RunFolder, find_runs
 
 _FORMAT = 1  # of the files; another one makes all of them anew
 _PREFIX, _SUFFIX = "events.out.tfevents.", ".coordrl"  # TensorBoard reads files whose name has "tfevents" in it

@@ -2,9 +2,9 @@
 
     COORDRL_FAULT=rename:3:kill coordrl train ...
 
-makes the third rename of that process its last act. Points: write, fsync, rename, append (a row of a log), step (of the
-environments), update, evaluation. Kinds: kill (SIGKILL), full (the disk is full: ENOSPC), error (EIO), interrupt
-(SIGINT), stop (SIGTERM).
+makes the third rename of that process its last act. Points: write (in the middle of a file), fsync, rename, remove (of a
+checkpoint), append (in the middle of a row of a log), step (of the environments), update, evaluation. Kinds: kill
+(SIGKILL), full (the disk is full: ENOSPC), error (EIO), interrupt (SIGINT), stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from coordrl.errors import RequestError
 
-POINTS = ("write", "fsync", "rename", "append", "step", "update", "evaluation")
+POINTS = ("write", "fsync", "rename", "remove", "append", "step", "update", "evaluation")
 KINDS = ("kill", "full", "error", "interrupt", "stop")
 VARIABLE = "COORDRL_FAULT"
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields
 
 from coordrl.checkpoint import Checkpoint
 from coordrl.errors import CheckpointError, ResumableError
-from coordrl.results import ROWS, RunFolder, Spec, read_rows
+from coordrl.files import read_rows
+from coordrl.results import ROWS, RunFolder, Spec
 
 
 @dataclass

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordrl.errors import OutputError, RequestError
+from coordrl.files import write_json
 from coordrl.recipes import Recipe, find_recipe
 from coordrl.references import random_and_human
-from coordrl.results import Spec, write_json
+from coordrl.results import Spec
 from coordrl.suites import SUITES, check_extractor, choose_protocol, find_suite
 
 FORMAT = 2  # 1 had no criteria, and a hash without the extensions

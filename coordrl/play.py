@@ -14,7 +14,8 @@ import tyro
 
 from coordrl.console import Count, Name, ProgressLine, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError
-from coordrl.results import RunFolder, Spec, replace_file
+from coordrl.files import replace_file
+from coordrl.results import RunFolder, Spec
 from coordrl.suites import ATARI, FRAMES_PER_STEP, MAX_GAME_FRAMES, find_protocol
 
 if TYPE_CHECKING:

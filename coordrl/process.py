@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def tune() -> None:
 def worker_environment(threads: int, cores: Sequence[int] = ()) -> Mapping[str, str]:
     """Return the variables by which a launcher keeps a worker to some threads and cores, and ties it to its own life."""
     return {"OMP_NUM_THREADS": str(threads), _CORES: ",".join(map(str, cores)), _LAUNCHER: str(os.getpid())}
+
+
+def module_command(module: str) -> list[str]:
+    """Return the words that run a module of ours as a program.
+
+    With -P, because -m alone would put the current folder in front of everything: in a stranger's folder, what lies
+    there would be imported. To go with `module_environment`.
+    """
+    return [sys.executable, "-P", "-m", module]
+
+
+def module_environment() -> dict[str, str]:
+    """Return the environment for `module_command`: this process's, and its paths in their order."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
 
 
 def obey_launcher() -> None:

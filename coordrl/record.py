@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordrl.errors import RequestError
+from coordrl.files import read_json, stream_rows
 from coordrl.plan import Cell
-from coordrl.results import WINDOW, RunFolder, Spec, read_json, stream_rows
+from coordrl.results import WINDOW, RunFolder, Spec
 from coordrl.stats import area_under_curve
 from coordrl.suites import ABLATIONS
 

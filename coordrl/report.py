@@ -15,7 +15,7 @@ import tyro
 
 from coordrl.console import OptionalName, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
-from coordrl.results import write_json
+from coordrl.files import write_json
 
 if TYPE_CHECKING:
     from coordrl.charts import Chart

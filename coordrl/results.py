@@ -1,34 +1,28 @@
-"""A run's folder: its spec, its logs, its lock and its state. Standard library only.
+"""A run's folder: its spec, the paths in it, its lock and its state. Standard library only.
 
-Everything that reads runs goes through here, without torch. A JSON file is replaced in one move or not
-at all; a log is appended to, and a last line cut short by a crash is no error.
+Everything that reads runs goes through here, without torch.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from coordrl.errors import BusyError, OutputError, RequestError
-from coordrl.faults import reach
+from coordrl.files import load_json, read_rows, write_json
 from coordrl.recipes import NAME, RULES, Value, check_setting
 from coordrl.suites import check_extractor, choose_protocol, find_game, find_protocol
 
 WINDOW = 100  # games: the final return is the mean over the last 100 (Machado et al. 2018, section 4.2)
-MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 ROWS = 1_000  # of progress.jsonl in a long run, about
 
 
 _MAPS = re.compile(r"maps-[0-9]{12}\.npy")
-_MAX_LINE = 1 << 24  # characters of a row
 
 
 @dataclass(frozen=True)
@@ -170,8 +164,11 @@ class RunFolder:
         """Check that everything in the folder is a file or a folder of its own: a link would be written through.
 
         Raises:
-            RequestError: something is not.
+            RequestError: something is not, or is a file where a folder belongs.
         """
+        for folder in (self.checkpoints, self.coordinates, self.tensorboard, self.diverged_batch):
+            if folder.is_file():
+                raise RequestError(f"{folder} is a file, where a training has a folder; remove it first")
         for place, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 entry = Path(place) / name
@@ -180,6 +177,11 @@ class RunFolder:
                         continue  # it has gone
                     raise RequestError(
                         f"{entry} is no file of its own but a link or a device, which no training makes; remove it first"
+                    )
+                if entry.is_file() and entry.stat().st_nlink > 1:
+                    raise RequestError(
+                        f"{entry} is the same file as one elsewhere (a hard link), which would change with it; put a copy in"
+                        " its place first"
                     )
 
     def state(self) -> str:
@@ -282,66 +284,6 @@ def find_runs(out: Path) -> list[RunFolder]:
     return [RunFolder(file.parent) for file in sorted(out.glob("**/seed-*/run.json"))]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no such file or it is damaged."""
-    try:
-        return load_json(file)
-    except (OSError, ValueError):
-        return {}
-
-
-def load_json(file: Path) -> dict[str, Any]:
-    """Return the object of a JSON file of a run, which is a file of its own and not too long.
-
-    Raises:
-        OSError: it cannot be read, or is a link.
-        ValueError: see `parse_json`; or it is a pipe or a device, which might never end.
-    """
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("it is no file")
-        return parse_json(opened.read(MAX_JSON + 1))
-
-
-def parse_json(data: bytes, *, finite: bool = False) -> dict[str, Any]:
-    """Return the object of a JSON file; `finite` takes no NaN and no infinity, which Python writes and JSON has not.
-
-    Raises:
-        ValueError: it is too long, not JSON, no object, or an object in it has a key twice.
-    """
-    if len(data) > MAX_JSON:
-        raise ValueError(f"it has {len(data):,} bytes, more than the {MAX_JSON:,} that it may")
-    try:
-        hooks: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _parse_finite} if finite else {}
-        parsed = json.loads(data.decode(), object_pairs_hook=_once, **hooks)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(parsed, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 # of the file's content, as all else here
-    return parsed
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs, no key of which may come twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return made
-
-
-def _parse_finite(text: str) -> float:
-    """Parse a number that is not too large for a float."""
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{text} is no number")
-    return number
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
-
-
 def _check_spec(spec: Spec) -> None:
     """Check a spec that was read from a file, each part as the commands check theirs.
 
@@ -361,84 +303,6 @@ def _check_spec(spec: Spec) -> None:
     for name, value in spec.settings.items():
         if type(check_setting(spec.algorithm, name, value, "its recipe")) is not type(value):
             raise RequestError(f"{name} is {value!r}, in another type than its recipe's")
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Replace a JSON file in one move: a reader sees the old one or the new one, whole."""
-    replace_file(file, lambda partial: partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8"))
-
-
-def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a file beside this one, then move it here, through to the disk."""
-    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
-    try:
-        reach("write")
-        write(partial)
-        sync_file(partial)
-        reach("rename")
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)
-
-
-def sync_file(file: Path) -> None:
-    """Force a file's content to the disk."""
-    reach("fsync")
-    with file.open("r+b") as handle:  # Windows refuses to do so for a file opened to be read alone
-        os.fsync(handle.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line to a log."""
-    reach("append")
-    with file.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read a log; a line that is cut short or damaged ends it."""
-    return list(stream_rows(file))
-
-
-def stream_rows(file: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[dict[str, Any]]:
-    """Read a log row by row, holding one at a time; a line that is cut short or damaged ends it.
-
-    `parse` turns a line into a row, or raises ValueError.
-    """
-    try:
-        handle = file.open(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    with handle:
-        for line in iter(lambda: handle.readline(_MAX_LINE), ""):
-            try:
-                row = parse(line)
-            except (ValueError, RecursionError):
-                return
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                return
-            yield row
-
-
-def cut_rows(file: Path, step: int) -> None:
-    """Keep only the rows of a log up to a step: what came after a checkpoint will come again."""
-    if file.exists():
-        kept = [row for row in read_rows(file) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        replace_file(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _try_lock(handle: int, file: Path) -> bool:

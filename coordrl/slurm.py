@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from coordrl.files import replace_file
 from coordrl.launch import train_words
 from coordrl.plan import Plan
-from coordrl.results import replace_file
+from coordrl.process import module_environment
 
 _SCRIPT = """\
 #!/usr/bin/env bash
@@ -26,6 +27,7 @@ _SCRIPT = """\
 # Two minutes before its time is up, or when it is preempted, a task gets SIGTERM: it writes a checkpoint, and is queued again.
 set -u
 export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
+export PYTHONPATH={paths} # with -P: where modules are looked for, and never in the folder of the job
 
 runs=(
 {runs}
@@ -39,7 +41,7 @@ folder="${{folders[$SLURM_ARRAY_TASK_ID]}}"
 tally={tallies}/slurm-"$SLURM_ARRAY_TASK_ID".crashes # how many in a row without a new checkpoint, and the newest one
 newest() {{ find "$folder/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\\n' 2>/dev/null | sort | tail -n 1; }}
 
-{python} -m coordrl.train "$@" --out {out} &
+{python} -P -m coordrl.train "$@" --out {out} &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null' TERM INT
 wait "$child"
@@ -104,6 +106,7 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         folders="\n".join(f"  {shlex.quote(str(cell.path(place)))}" for cell in plan.runs),
         tallies=shlex.quote(str(logs)),
         python=shlex.quote(sys.executable),
+        paths=shlex.quote(module_environment()["PYTHONPATH"]),
         out=shlex.quote(str(place)),
         retries=retries,
     )

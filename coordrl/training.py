@@ -32,9 +32,10 @@ from coordrl.environments import make_env
 from coordrl.errors import DivergedError, ReplayError, ResumableError, StoppedError
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
+from coordrl.files import cut_rows
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
-from coordrl.results import RunFolder, Spec, cut_rows
+from coordrl.results import RunFolder, Spec
 from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 

@@ -28,7 +28,7 @@ from importlib import import_module
 from typing import Any, final
 
 from coordrl.errors import RequestError, ResumableError
-from coordrl.process import allowed_cores
+from coordrl.process import allowed_cores, module_command, module_environment
 
 Message = Mapping[str, Any]
 Answer = Callable[[Message, Sequence[int]], dict[str, Any]]
@@ -157,12 +157,11 @@ class Worker:
         self.name = name
         mine, its = socket.socketpair()
         try:
-            # -P, because -m would put the current folder in front of everything; the paths are ours, in our order.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "coordrl.workers", str(its.fileno()), str(os.getpid()), module],
+                [*module_command("coordrl.workers"), str(its.fileno()), str(os.getpid()), module],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "OMP_NUM_THREADS": "1"},
+                env={**module_environment(), "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C in a terminal is the parent's affair
             )
         except BaseException:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from coordrl.files import write_json
 from coordrl.plan import Cell, Plan, make_plan, write_plan
-from coordrl.results import write_json
 
 # random play, final level of the control, game's length in steps
 LEVELS = {

@@ -26,9 +26,10 @@ from coordrl.errors import RequestError
 from coordrl.evaluate import main
 from coordrl.evaluation import Evaluation, evaluate
 from coordrl.extractors import EXTRACTORS, shuffled_grid
+from coordrl.files import write_json
 from coordrl.grids import coordinate_grid
 from coordrl.recipes import find_recipe
-from coordrl.results import RunFolder, Spec, write_json
+from coordrl.results import RunFolder, Spec
 from coordrl.suites import ABLATIONS, WITHOUT_COORDINATES, ablations_of
 
 SMALL = {"a2c": ["n_envs=2"], "dqn": ["buffer_size=500", "n_envs=2"]}

@@ -26,8 +26,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from coordrl.board import main
 from coordrl.errors import RequestError
 from coordrl.events import build, find_sources
+from coordrl.files import write_json
 from coordrl.plan import Plan, make_plan, write_plan
-from coordrl.results import RunFolder, Spec, write_json
+from coordrl.results import RunFolder, Spec
 
 STEPS = 4000
 

@@ -398,7 +398,7 @@ class Slurm:
         for program in (training, scontrol):
             program.chmod(0o755)
         text = self.script.read_text().replace(
-            f"\n{shlex.quote(sys.executable)} -m", f"\n{shlex.quote(str(training))} -m"
+            f"\n{shlex.quote(sys.executable)} -P", f"\n{shlex.quote(str(training))} -P"
         )
         self.script.write_text(text)
 

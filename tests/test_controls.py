@@ -24,9 +24,10 @@ from coordrl.controls import PICTURES_PER_GAME, QUADRANTS, SHAPES, ControlVecEnv
 from coordrl.environments import make_env
 from coordrl.errors import RequestError
 from coordrl.extractors import EXTRACTORS
+from coordrl.files import read_rows
 from coordrl.recipes import find_recipe
 from coordrl.references import published, random_and_human
-from coordrl.results import RunFolder, read_rows
+from coordrl.results import RunFolder
 from coordrl.suites import CONTROL_GAMES, CONTROLS, PROTOCOLS
 from coordrl.train import main
 

@@ -17,9 +17,10 @@ from synthetic_runs import write_matrix
 from coordrl.attempts import attempts_file, record_end, record_start
 from coordrl.errors import RequestError
 from coordrl.evidence import Evidence, read_evidence
+from coordrl.files import append_row, read_rows, write_json
 from coordrl.plan import Arm, Cell, Plan, make_plan, write_plan
 from coordrl.record import POINTS, read_run
-from coordrl.results import RunFolder, append_row, read_rows, write_json
+from coordrl.results import RunFolder
 from coordrl.suites import SUITES
 
 NATURE, COORD = Arm("a2c", "nature"), Arm("a2c", "coord")

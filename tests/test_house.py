@@ -18,7 +18,7 @@ PACKAGE = Path(coordrl.__file__).parent
 FLOORS = [
     {"errors"},
     {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses", "faults"},
-    {"coordconv", "journal", "workers"},
+    {"coordconv", "journal", "workers", "files"},
     {"vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
     {"checkpoint", "plan", "attempts", "stats", "fast_network", "divided"},

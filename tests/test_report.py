@@ -26,12 +26,12 @@ from synthetic_runs import write_matrix
 from coordrl.errors import RequestError
 from coordrl.evidence import read_evidence
 from coordrl.figures import inline_svg
+from coordrl.files import write_json
 from coordrl.findings import find
 from coordrl.page import Page
 from coordrl.panels import Panel
 from coordrl.plan import Plan, make_plan, read_plan
 from coordrl.report import main
-from coordrl.results import write_json
 from coordrl.suites import SUITES
 
 GAMES = ("MsPacman", "Pong")

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordrl.errors import BusyError, OutputError, RequestError
+from coordrl.files import append_row, cut_rows, read_rows, write_json
 from coordrl.recipes import find_recipe
-from coordrl.results import RunFolder, Spec, append_row, cut_rows, find_runs, read_rows, write_json
+from coordrl.results import RunFolder, Spec, find_runs
 
 SPEC = Spec("Pong", "a2c", "a2c", "coord", "zoo-v4", 0, 1000, find_recipe("a2c").settings)
 
@@ -100,6 +101,9 @@ def test_a_log_cut_anywhere_reads_as_its_whole_lines(cut: int, rows: int) -> Non
         read = read_rows(file)
         assert read == [{"step": step, "text": "é"} for step in range(len(read))]
         assert len(read) >= whole[: max(len(whole) - cut, 0)].count(b"\n")
+        whole_lines = [{"step": step, "text": "é"} for step in range(file.read_bytes().count(b"\n") if rows else 0)]
+        append_row(file, {"step": 1000})  # comes in place of half a line, which would hide it
+        assert read_rows(file) == [*whole_lines, {"step": 1000}]
 
 
 def test_a_log_is_cut_back_to_a_step(tmp_path: Path) -> None:

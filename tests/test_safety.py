@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import coordrl
 from coordrl.checkpoint import parse_array
 from coordrl.errors import RequestError
-from coordrl.results import RunFolder, read_rows, write_json
+from coordrl.files import read_rows, write_json
+from coordrl.results import RunFolder
 from coordrl.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +158,47 @@ def test_links_in_a_run_are_refused_and_nothing_is_written_through_them(
     with pytest.raises(RequestError, match="is no file of its own but a link"):
         coordrl.load(folder.path, device="cpu")
     assert (precious / "mine" if precious.is_dir() else precious).read_text() == "mine\n"
+
+
+def test_a_hard_link_in_a_run_is_refused(
+    planted: tuple[RunFolder, Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, words = planted
+    (tmp_path / "backup.jsonl").hardlink_to(folder.progress_file)
+    before = folder.progress_file.read_bytes()
+    assert main(words) == 2
+    assert "is the same file as one elsewhere (a hard link)" in capsys.readouterr().err
+    assert (tmp_path / "backup.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "coordinates", "tensorboard", "diverged"])
+def test_a_file_where_a_folder_belongs_is_named(
+    name: str, planted: tuple[RunFolder, Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, words = planted
+    shutil.rmtree(folder.path / name, ignore_errors=True)
+    (folder.path / name).write_text("")
+    assert main(words) == 2
+    assert f"{folder.path / name} is a file, where a training has a folder" in capsys.readouterr().err
+
+
+def test_the_workers_of_a_comparison_import_nothing_from_the_folder_it_is_started_in(tmp_path: Path) -> None:
+    sign = tmp_path / "betrayed"
+    for name in ("torch", "json", "coordrl", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(sign)!r}, 'w').close()\n")
+    words = "--suite PlaceMatters --extractors coord-pool --seeds 1 --steps 80 --set n_envs=4 --out ."
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "coordrl.compare", *words.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*/*/*/seed-0/result.json"))
+    assert not sign.exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from stable_baselines3 import A2C, DQN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from coordrl.console import ProgressLine
-from coordrl.results import RunFolder, read_rows
+from coordrl.files import read_rows
+from coordrl.results import RunFolder
 from coordrl.suites import FRAMES_PER_STEP
 from coordrl.train import main
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coordrl.results import RunFolder, read_rows
+from coordrl.files import read_rows
+from coordrl.results import RunFolder
 
 CLOCK = ("seconds", "steps_per_second")  # columns that hang on the time of day alone
 
