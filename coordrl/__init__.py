@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from coordrl.coordconv import CoordConvTranspose2d as CoordConvTranspose2d
     from coordrl.coordconv import convert as convert
     from coordrl.divided import DividedVecEnv as DividedVecEnv
+    from coordrl.dqn import DQN as DQN
     from coordrl.extractors import policy_kwargs as policy_kwargs
+    from coordrl.replay import FrameReplayBuffer as FrameReplayBuffer
 
 __version__ = "0.1.0"
 
@@ -28,7 +30,9 @@ _HOMES = {
     "AtariVecEnv": "coordrl.atari",
     "CoordConv2d": "coordrl.coordconv",
     "CoordConvTranspose2d": "coordrl.coordconv",
+    "DQN": "coordrl.dqn",
     "DividedVecEnv": "coordrl.divided",
+    "FrameReplayBuffer": "coordrl.replay",
     "convert": "coordrl.coordconv",
     "load": "coordrl.algorithms",
     "policy_kwargs": "coordrl.extractors",
@@ -36,11 +40,13 @@ _HOMES = {
 
 __all__ = [
     "A2C",
+    "DQN",
     "AddCoords",
     "AtariVecEnv",
     "CoordConv2d",
     "CoordConvTranspose2d",
     "DividedVecEnv",
+    "FrameReplayBuffer",
     "convert",
     "load",
     "policy_kwargs",

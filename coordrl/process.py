@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from coordrl.errors import RequestError
@@ -95,3 +96,22 @@ def processor_name() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def available_memory() -> int | None:
+    """Return how many bytes this process can still get here, its control group's limit included; None if unknown."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        found.append(_read_fields(Path("/proc/meminfo"))["MemAvailable:"] * 1024)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+        limit, used = (int((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
+        files = _read_fields(group / "memory.stat")
+        found.append(limit - used + files["inactive_file"] + files["active_file"])  # given back when asked for
+    return min(found, default=None)
+
+
+def _read_fields(file: Path) -> dict[str, int]:
+    """Read a file of the kernel's with a name and a number in each line."""
+    words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    return {word[0]: int(word[1]) for word in words}

@@ -18,13 +18,13 @@ PACKAGE = Path(coordrl.__file__).parent
 FLOORS = [
     {"errors"},
     {"grids", "process", "suites", "recipes", "heatmaps", "references", "panels", "measures", "losses", "faults"},
-    {"coordconv", "journal", "workers", "files"},
+    {"coordconv", "journal", "workers", "files", "sumtree"},
     {"vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
-    {"checkpoint", "plan", "attempts", "stats", "fast_network", "divided"},
+    {"checkpoint", "plan", "attempts", "stats", "fast_network", "divided", "replay", "dueling"},
     {"fast_rollout", "environments"},
     {"fast_parts"},
-    {"a2c", "divided_worker"},
+    {"a2c", "dqn", "divided_worker"},
     {
         "algorithms",
         "evaluation",

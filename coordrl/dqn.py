@@ -1,0 +1,365 @@
+"""DQN as stable-baselines3 has it, and its extensions, each behind a switch of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.vec_frame_stack import VecFrameStack
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
+from torch.nn import functional
+
+from coordrl.dueling import POLICIES
+from coordrl.errors import RequestError
+from coordrl.replay import Draw, FrameReplayBuffer
+from coordrl.vectors import WholeVecEnv
+
+
+class Acting(NamedTuple):
+    """What the network said of a row of transitions while acting, (n_envs,) each."""
+
+    taken: NDArray[np.float64]  # the Q value of the action that was taken
+    best: NDArray[np.float64]  # the largest Q value
+
+
+@final
+class DQN(stable_baselines3.DQN):
+    """SB3's DQN (Mnih et al. 2015), with the same constructor, callbacks, logger, `learn`, `save` and `load`.
+
+    With every switch off and one environment it is SB3's, bit for bit, from the same seed. With several environments
+    it differs where SB3 surprises:
+
+    - Each environment explores by itself: SB3 draws one number for all of them.
+    - `gradient_steps` gradient steps are made per `train_freq` *transitions*, however many environments they come
+      from; SB3 counts steps of the vector. With 8 environments, train_freq=4 and gradient_steps=1 (Mnih et al.), two
+      gradient steps follow each step of the vector; what a step leaves over is made up for later.
+
+    Where observations are stacks of pictures (an `AtariVecEnv`, SB3's VecFrameStack), transitions are kept in a
+    `FrameReplayBuffer`, which gives the same batches as SB3's in an eighth of the memory.
+
+    Args:
+        policy: as SB3's.
+        env: as SB3's.
+        *args: as SB3's.
+        double: the next action is chosen by the network and valued by the target (van Hasselt et al. 2016).
+        dueling: a value and advantages instead of Q values (Wang et al. 2016); see coordrl.dueling.
+        prioritized: transitions are drawn in proportion to their last TD error (Schaul et al. 2016).
+        priority_exponent: alpha, how much; 0 draws all alike.
+        importance_exponent: beta at the beginning; it rises to 1 over the training.
+        epsilon_ladder: environment i of N explores with base^(1 + exponent i / (N - 1)) all the time, instead of the
+            one schedule for all (Horgan et al. 2018, section 4.1); (base, exponent).
+        actor_priorities: a new transition gets the TD error of its n steps, by the Q values that it was acted with,
+            as soon as they are over, and is not drawn before (Horgan et al. 2018, section 3). False gives it the
+            largest priority so far at once.
+        fast: compute in the channels_last layout, with a fused Adam, and the targets of all batches between two steps
+            in one pass. The same updates up to float32's rounding.
+        **kwargs: as SB3's; `n_steps` is one of them.
+
+    Raises:
+        RequestError: switches that do not fit each other, the policy or the observations.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[DQNPolicy],
+        env: Any,
+        *args: Any,
+        double: bool = False,
+        dueling: bool = False,
+        prioritized: bool = False,
+        priority_exponent: float = 0.6,
+        importance_exponent: float = 0.4,
+        epsilon_ladder: tuple[float, float] | None = None,
+        actor_priorities: bool = False,
+        fast: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.double, self.dueling, self.prioritized, self.fast = double, dueling, prioritized, fast
+        self.priority_exponent, self.importance_exponent = priority_exponent, importance_exponent
+        self.epsilon_ladder, self.actor_priorities = epsilon_ladder, actor_priorities
+        self._acting: deque[Acting] = deque()  # of the newest rows that have no priorities yet
+        self._keeps = False  # `_q_values`, for the priorities of what is being acted
+        self._q_values: Tensor | None = None  # of the step under way, (n_envs, actions)
+        self._collected: int | None = None  # transitions since the last update, in `learn`
+        self._owed = 0  # transitions times gradient steps that no update was made for yet
+        if actor_priorities and not prioritized:
+            raise RequestError("actor_priorities needs prioritized=True")
+        if dueling:
+            policy = _dueling(policy)
+        if fast and kwargs.get("policy_kwargs", {}).get("optimizer_class", torch.optim.Adam) is torch.optim.Adam:
+            given = dict(kwargs.get("policy_kwargs") or {})
+            kwargs["policy_kwargs"] = {
+                **given,
+                "optimizer_kwargs": {"fused": True, **given.get("optimizer_kwargs", {})},
+            }
+        super().__init__(policy, env, *args, **kwargs)
+
+    def _setup_model(self) -> None:
+        """Make the replay memory and the networks."""
+        asked = self.replay_buffer_class
+        if self.prioritized and asked not in (None, FrameReplayBuffer):
+            raise RequestError(
+                f"prioritized needs coordrl's FrameReplayBuffer, not {getattr(asked, '__name__', asked)}"
+            )
+        n_stack = self._find_stack()
+        wanted = asked is FrameReplayBuffer or (asked is None and (n_stack is not None or self.prioritized))
+        if self.replay_buffer is None and wanted:
+            self.replay_buffer = self._make_memory(n_stack)
+            self.replay_buffer_class = None  # SB3 would warn that it cannot know about n_steps
+        super()._setup_model()
+        if isinstance(self.replay_buffer, FrameReplayBuffer):
+            self.replay_buffer_class = asked
+
+    def _make_memory(self, n_stack: int | None) -> FrameReplayBuffer:
+        """Make a memory for single pictures."""
+        wanted = {"n_steps": self.n_steps, "gamma": self.gamma, "n_stack": n_stack or 1, **self.replay_buffer_kwargs}
+        if self.prioritized:
+            wanted["priority_exponent"] = self.priority_exponent
+        return FrameReplayBuffer(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            self.n_envs,
+            self.optimize_memory_usage,
+            **wanted,
+        )
+
+    def _find_stack(self) -> int | None:
+        """Return how many pictures an observation stacks; None if it is not known to be a stack."""
+        space, env = self.observation_space, self.env
+        if not isinstance(space, spaces.Box) or space.shape is None or len(space.shape) != 3:
+            return None
+        while isinstance(env, VecEnv):
+            if isinstance(env, WholeVecEnv):
+                return int(space.shape[0])
+            if isinstance(env, VecFrameStack):
+                return int(space.shape[0]) if space.shape[0] == env.stacked_obs.n_stack else None
+            env = getattr(env, "venv", None)
+        return None
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Return actions; unless `deterministic`, each environment explores with its epsilon of the moment."""
+        if deterministic or not self.policy.is_vectorized_observation(observation):
+            return super().predict(observation, state, episode_start, deterministic)
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        # For one environment the same draws as SB3's: one number, then one action if it explores.
+        explores = np.random.rand(len(first)) < self.epsilons(len(first))
+        if explores.all() and not self._keeps:
+            return np.array([self.action_space.sample() for _ in explores]), state
+        if self._keeps or self.fast:
+            actions = self._decide(observation)
+        else:
+            actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+        for index in np.flatnonzero(explores):
+            actions[index] = self.action_space.sample()
+        return actions, state
+
+    @torch.no_grad()
+    def _decide(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the actions of the largest Q values, (n_envs,)."""
+        self.policy.set_training_mode(False)
+        tensor, _ = self.policy.obs_to_tensor(observation)
+        q_values = self.q_net(self._lay_out(tensor))
+        if self._keeps:
+            self._q_values = q_values
+        actions: NDArray[Any] = q_values.argmax(dim=1).reshape(-1).cpu().numpy()
+        return actions
+
+    def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Decide on the actions of a step of the training; a callback's `predict` keeps nothing."""
+        self._keeps, self._q_values = self.actor_priorities, None
+        try:
+            return super()._sample_action(*args, **kwargs)
+        finally:
+            self._keeps = False
+
+    def epsilons(self, n_envs: int) -> NDArray[np.float64]:
+        """Return with which probability each of `n_envs` environments explores now."""
+        if self.epsilon_ladder is None or n_envs != self.n_envs:
+            return np.full(n_envs, self.exploration_rate)
+        base, exponent = self.epsilon_ladder
+        return np.asarray(base ** (1 + exponent * np.arange(n_envs) / max(n_envs - 1, 1)))
+
+    def _on_step(self) -> None:
+        """As SB3's; with a ladder, its mean is what is logged."""
+        super()._on_step()
+        if self.epsilon_ladder is not None:
+            self.exploration_rate = float(self.epsilons(self.n_envs).mean())
+            self.logger.record("rollout/exploration_rate", self.exploration_rate)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, train_freq: TrainFreq, *args: Any, **kwargs: Any
+    ) -> RolloutReturn:
+        """Play until an update is due; with several environments at least one step of the vector."""
+        if train_freq.unit == TrainFrequencyUnit.STEP:
+            train_freq = TrainFreq(max(1, train_freq.frequency // env.num_envs), train_freq.unit)
+        rollout = super().collect_rollouts(env, callback, train_freq, *args, **kwargs)
+        self._collected = rollout.episode_timesteps if rollout.continue_training else None
+        return rollout
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
+        reward: NDArray[Any],
+        dones: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Keep a row of transitions, and give the one whose n steps are over its priorities."""
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if not self.actor_priorities or not isinstance(replay_buffer, FrameReplayBuffer):
+            return
+        if self._q_values is None:  # before learning starts nobody asks the network: the largest priority, as without
+            self._acting.clear()
+            return
+        values, self._q_values = self._q_values.double().cpu().numpy(), None
+        taken = np.take_along_axis(values, np.reshape(buffer_action, (-1, 1)).astype(np.int64), axis=1)[:, 0]
+        self._acting.append(Acting(taken, values.max(axis=1)))
+        replay_buffer.hold_back()
+        if len(self._acting) > self.n_steps:
+            bests = np.array([acting.best for acting in self._acting])
+            replay_buffer.release(self._acting.popleft().taken, bests)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Make gradient steps, each with a batch from the replay memory."""
+        waiting = gradient_steps = self._count_steps(gradient_steps)
+        memory = self.replay_buffer
+        if isinstance(memory, FrameReplayBuffer) and memory.priorities is not None and memory.priorities.total == 0:
+            return  # nothing has a priority yet: n steps are not over
+        if gradient_steps == 0:
+            return
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        updates: list[dict[str, float]] = []
+        while waiting > 0:
+            # With priorities, every update changes what is drawn for the next one.
+            batches = self._draw(waiting if self.fast and not self.prioritized else 1, batch_size)
+            updates += [self._update(batch) for batch in batches]
+            waiting -= len(batches)
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in updates[0]:
+            combine = np.max if name.endswith("max") else np.mean
+            self.logger.record(f"train/{name}", combine([update[name] for update in updates]))
+
+    def _count_steps(self, gradient_steps: int) -> int:
+        """Return how many gradient steps are due for the transitions since the last ones."""
+        collected, self._collected = self._collected, None
+        train_freq: Any = self.train_freq  # SB3 has made a TrainFreq of it
+        by_episode = train_freq.unit != TrainFrequencyUnit.STEP
+        if collected is None or self.n_envs == 1 or self.gradient_steps < 0 or by_episode:
+            return gradient_steps
+        owed = self._owed + collected * gradient_steps
+        steps: int = owed // train_freq.frequency
+        self._owed = owed - steps * train_freq.frequency
+        return steps
+
+    @torch.no_grad()
+    def _draw(self, count: int, batch_size: int) -> list[_Batch]:
+        """Draw batches, with the target network's Q values of what follows: those of all batches in one pass."""
+        memory = self.replay_buffer
+        assert memory is not None
+        found: list[tuple[Draw | None, ReplayBufferSamples]] = []
+        for _ in range(count):
+            if isinstance(memory, FrameReplayBuffer):
+                draw = memory.draw(batch_size)
+                found.append((draw, memory.fetch(draw, self._vec_normalize_env)))
+            else:
+                found.append((None, memory.sample(batch_size, env=self._vec_normalize_env)))
+        if count == 1:
+            following = [self.q_net_target(self._lay_out(found[0][1].next_observations))]
+        else:
+            images = torch.cat([samples.next_observations for _, samples in found])
+            following = list(self.q_net_target(self._lay_out(images)).split(batch_size))
+        return [_Batch(draw, samples, q) for (draw, samples), q in zip(found, following, strict=True)]
+
+    def _update(self, batch: _Batch) -> dict[str, float]:
+        """Make one gradient step; returns what is to be logged of it."""
+        draw, samples, next_q = batch
+        with torch.no_grad():
+            if self.double:
+                chosen = self.q_net(self._lay_out(samples.next_observations)).argmax(dim=1, keepdim=True)
+                next_values = next_q.gather(1, chosen)
+            else:
+                next_values = next_q.max(dim=1)[0].reshape(-1, 1)
+            discounts = samples.discounts if samples.discounts is not None else self.gamma
+            targets = samples.rewards + (1 - samples.dones) * discounts * next_values
+        q_values = self.q_net(self._lay_out(samples.observations))
+        current = torch.gather(q_values, dim=1, index=samples.actions.long())
+        memory, facts = self.replay_buffer, dict[str, float]()
+        if self.prioritized:
+            assert isinstance(memory, FrameReplayBuffer)
+            assert draw is not None
+            assert draw.probabilities is not None
+            exponent = 1.0 - (1.0 - self.importance_exponent) * max(self._current_progress_remaining, 0.0)
+            weights = memory.weights(draw, exponent)
+            scale = torch.as_tensor(weights, device=self.device).reshape(-1, 1)
+            loss = (scale * functional.smooth_l1_loss(current, targets, reduction="none")).mean()
+            priorities = draw.probabilities
+            facts |= {"importance_weight": float(weights.mean()), "importance_exponent": exponent}
+            facts["priority_spread"] = float(priorities.std() / priorities.mean())
+        else:
+            loss = functional.smooth_l1_loss(current, targets)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        errors = (targets - current.detach()).flatten()
+        if draw is not None and isinstance(memory, FrameReplayBuffer):
+            facts["replay_age"] = float(memory.ages(draw).mean()) * self.n_envs
+            if self.prioritized:
+                memory.set_priorities(draw, errors.cpu().numpy())
+        q_values = q_values.detach()
+        facts |= {"q_mean": q_values.mean().item(), "q_max": q_values.max().item()}
+        return {"loss": loss.item(), "td_error": errors.abs().mean().item(), **facts}
+
+    def _lay_out(self, images: Any) -> Any:
+        """Return a batch in the layout that is computed in: channels_last where `fast`; of pictures alone."""
+        if self.fast and isinstance(images, Tensor) and images.ndim == 4:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _excluded_save_params(self) -> list[str]:
+        """Name what is no part of a saved model."""
+        return [*super()._excluded_save_params(), "_acting", "_q_values", "_keeps", "_collected"]
+
+
+class _Batch(NamedTuple):
+    """What a gradient step is made from."""
+
+    draw: Draw | None  # None from SB3's own memories
+    samples: ReplayBufferSamples
+    next_q: Tensor  # (batch, actions), the target network's Q values of the next observations
+
+
+def _dueling(policy: str | type[DQNPolicy]) -> str | type[DQNPolicy]:
+    """Return the dueling form of a policy.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if policy in POLICIES.values():
+        return policy
+    if policy not in POLICIES:
+        raise RequestError(
+            f"dueling takes {', '.join(POLICIES)}, not {policy!r}; leave dueling out for a policy of your own"
+        )
+    return POLICIES[str(policy)]

@@ -1,0 +1,407 @@
+"""DQN: SB3's, bit for bit, with every switch off; each switch against its formula; small problems solved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+import coordrl
+from coordrl.atari import AtariVecEnv
+from coordrl.dqn import DQN
+from coordrl.errors import RequestError
+from coordrl.replay import FrameReplayBuffer
+
+SMALL: dict[str, Any] = {"buffer_size": 300, "learning_starts": 60, "batch_size": 8, "target_update_interval": 40}
+
+
+def weights(model: stable_baselines3.DQN) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
+
+
+def chain(states: int = 5) -> gym.Env[Any, Any]:
+    return Chain(states)
+
+
+class Chain(gym.Env[NDArray[np.float32], np.int64]):
+    """Five states in a row, right or left; only a step right from the last one pays, and ends the episode."""
+
+    def __init__(self, states: int = 5) -> None:
+        self.states = states
+        self.observation_space = spaces.Box(0, 1, (states,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def observe(self) -> NDArray[np.float32]:
+        return np.eye(self.states, dtype=np.float32)[self.state]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(self.states))
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        over = bool(action == 1 and self.state == self.states - 1)
+        self.state = min(max(self.state + (1 if action == 1 else -1), 0), self.states - 1)
+        return self.observe(), float(over), over, self.steps >= 30, {}
+
+
+def exact_values(states: int, gamma: float) -> NDArray[np.float64]:
+    """Compute the chain's optimal Q values by value iteration."""
+    q = np.zeros((states, 2))
+    for _ in range(500):
+        best = q.max(axis=1)
+        for state in range(states):
+            q[state, 0] = gamma * best[max(state - 1, 0)]
+            q[state, 1] = 1.0 if state == states - 1 else gamma * best[state + 1]
+    return q
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_with_every_switch_off_it_is_sb3s_bit_for_bit(policy: str, n_steps: int) -> None:
+    def env() -> gym.Env[Any, Any]:
+        if policy == "MlpPolicy":
+            return Chain()
+        fake = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True)
+        fake.observation_space.seed(0)  # it draws its pictures from its space
+        return fake
+
+    made = []
+    for algorithm in (DQN, stable_baselines3.DQN):
+        model = algorithm(policy, env(), seed=1, device="cpu", n_steps=n_steps, **SMALL)
+        model.learn(250)
+        made.append((weights(model), model.logger.name_to_value["train/loss"], np.random.rand(), model._n_updates))
+    (mine, *more), (theirs, *others) = made
+    assert more == others
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_on_atari_it_is_sb3s_bit_for_bit_in_an_eighth_of_the_memory(n_steps: int) -> None:
+    made = []
+    for algorithm in (DQN, stable_baselines3.DQN):
+        env = AtariVecEnv("Pong", 1, seed=3)
+        model = algorithm(
+            "CnnPolicy", env, seed=1, device="cpu", n_steps=n_steps, policy_kwargs=coordrl.policy_kwargs(), **SMALL
+        )
+        model.learn(130)
+        env.close()
+        made.append((weights(model), np.random.rand()))
+        size = sum(value.nbytes for value in vars(model.replay_buffer).values() if isinstance(value, np.ndarray))
+        made[-1] += (size,)  # type: ignore[assignment]
+    (mine, drawn, size), (theirs, others, large) = made  # type: ignore[misc]
+    assert drawn == others
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert size < 0.17 * large  # room for 300 is mostly room for a stack more; 1/7.6 for a million
+
+
+def test_the_memory_is_chosen_by_what_is_observed() -> None:
+    def stacked() -> gym.Env[Any, Any]:
+        return FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True, channel_first=True)
+
+    assert type(DQN("MlpPolicy", Chain(), device="cpu").replay_buffer) is ReplayBuffer
+    assert type(DQN("MlpPolicy", Chain(), device="cpu", n_steps=3).replay_buffer) is NStepReplayBuffer
+    stack = DQN("CnnPolicy", VecFrameStack(DummyVecEnv([stacked]), 3, "first"), device="cpu", buffer_size=50)
+    assert isinstance(stack.replay_buffer, FrameReplayBuffer)
+    assert stack.replay_buffer.n_stack == 3
+    colours = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=True)
+    assert type(DQN("CnnPolicy", colours, device="cpu", buffer_size=50).replay_buffer) is ReplayBuffer
+    assert isinstance(DQN("MlpPolicy", Chain(), device="cpu", prioritized=True).replay_buffer, FrameReplayBuffer)
+
+
+def test_sb3s_own_dqn_takes_the_memory() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that n_steps is for its own memories
+        model = stable_baselines3.DQN(
+            "MlpPolicy", Chain(), seed=0, device="cpu", replay_buffer_class=FrameReplayBuffer, **SMALL
+        )
+    model.learn(150)
+    twin = stable_baselines3.DQN("MlpPolicy", Chain(), seed=0, device="cpu", **SMALL)
+    twin.learn(150)
+    assert all(torch.equal(value, weights(twin)[name]) for name, value in weights(model).items())
+
+
+class Count(BaseCallback):
+    """Counts updates per transition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ratios: list[tuple[int, int]] = []
+
+    def _on_step(self) -> bool:
+        self.ratios.append((self.num_timesteps, self.model._n_updates))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "train_freq", "gradient_steps"), [(1, 4, 1), (8, 4, 1), (3, 4, 1), (16, 4, 2), (2, 8, 3)]
+)
+def test_the_ratio_of_gradient_steps_to_transitions_does_not_change_with_the_environments(
+    n_envs: int, train_freq: int, gradient_steps: int
+) -> None:
+    model = DQN(
+        "MlpPolicy", DummyVecEnv([chain] * n_envs), device="cpu", train_freq=train_freq, gradient_steps=gradient_steps,
+        learning_starts=96, batch_size=4, buffer_size=1000,
+    )  # fmt: skip
+    count = Count()
+    model.learn(960, callback=count)
+    learnt = [(steps, updates) for steps, updates in count.ratios if updates > 0]
+    steps, updates = learnt[-1][0] - learnt[0][0], learnt[-1][1] - learnt[0][1]
+    assert updates == pytest.approx(
+        steps * gradient_steps / train_freq, abs=1 + max(gradient_steps, n_envs * gradient_steps / train_freq)
+    )
+
+
+def test_environments_explore_each_by_itself() -> None:
+    model = DQN(
+        "MlpPolicy", DummyVecEnv([chain] * 400), device="cpu", seed=0, buffer_size=400, target_update_interval=400
+    )
+    model.exploration_rate = 0.5
+    observations = np.repeat(np.eye(5, dtype=np.float32)[:1], 400, axis=0)
+    greedy = model.predict(observations, deterministic=True)[0]
+    assert len(set(greedy.tolist())) == 1
+    other = (model.predict(observations)[0] != greedy).mean()
+    assert 0.15 < other < 0.35  # half of them explore, and half of those find the other action
+
+
+def test_the_ladder_gives_each_environment_an_epsilon_of_its_own_for_ever() -> None:
+    model = DQN("MlpPolicy", DummyVecEnv([chain] * 5), device="cpu", epsilon_ladder=(0.4, 7.0), **SMALL)
+    expected = [0.4 ** (1 + 7 * i / 4) for i in range(5)]
+    assert model.epsilons(5) == pytest.approx(expected)
+    model.learn(200)
+    assert model.epsilons(5) == pytest.approx(expected)
+    assert model.exploration_rate == pytest.approx(np.mean(expected))
+    assert DQN("MlpPolicy", Chain(), device="cpu", epsilon_ladder=(0.4, 7.0)).epsilons(1) == pytest.approx([0.4])
+
+
+OPEN: list[AtariVecEnv] = []
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def filled(n_envs: int = 1, **switches: Any) -> DQN:
+    """A model with some real play in its memory, and no update yet."""
+    env = AtariVecEnv("Pong", n_envs, seed=3)
+    settings = {**SMALL, "learning_starts": 200, **switches}
+    model = DQN("CnnPolicy", env, seed=1, device="cpu", policy_kwargs=coordrl.policy_kwargs(), **settings)
+    model.learn(160)
+    OPEN.append(env)
+    with torch.no_grad():  # another target than the network, as after some updates
+        for parameter in model.q_net_target.parameters():
+            parameter.mul_(1.1)
+    return model
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("prioritized", [False, True])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_the_update_is_that_of_the_formula_in_double_precision(double: bool, prioritized: bool, n_steps: int) -> None:
+    model = filled(double=double, prioritized=prioritized, n_steps=n_steps, max_grad_norm=1e9, learning_rate=0.0)
+    memory = model.replay_buffer
+    assert isinstance(memory, FrameReplayBuffer)
+    if memory.priorities is not None:
+        memory.priorities.fill(
+            np.where(memory.priorities.values > 0, np.random.default_rng(0).random(memory.priorities.size) + 0.1, 0)
+        )
+    model._current_progress_remaining = 0.5
+    np.random.seed(5)
+    draw = memory.draw(8)
+    batch = memory.fetch(draw)
+    expected = np.ones(8)
+    if prioritized:
+        assert draw.probabilities is not None
+        expected = (len(draw.rows) * draw.probabilities) ** -0.7  # beta, half-way from 0.4 to 1
+        expected /= expected.max()
+    net, target = model.q_net.double(), model.q_net_target.double()
+    observations, following = batch.observations.double() / 255, batch.next_observations.double() / 255
+
+    def q_of(network: Any, images: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = network.q_net(network.features_extractor(images))
+        return values
+
+    with torch.no_grad():
+        chosen = q_of(net if double else target, following).argmax(dim=1)
+        best = q_of(target, following)[torch.arange(8), chosen]
+        discounts = batch.discounts.double().flatten() if batch.discounts is not None else model.gamma
+        goal = batch.rewards.double().flatten() + (1 - batch.dones.double().flatten()) * discounts * best
+    current = q_of(net, observations)[torch.arange(8), batch.actions.flatten()]
+    error = goal - current
+    huber = torch.where(error.abs() < 1, 0.5 * error**2, error.abs() - 0.5)
+    loss = (torch.as_tensor(expected) * huber).mean()
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    net.float(), target.float()
+    np.random.seed(5)
+    model.train(1, 8)
+    assert model.logger.name_to_value["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for parameter, gradient in zip(model.q_net.parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9
+    if memory.priorities is not None:
+        last = {(row, env): place for place, (row, env) in enumerate(zip(draw.rows, draw.envs, strict=True))}
+        for (row, env), place in last.items():
+            wanted = (abs(error[place].item()) + 1e-6) ** 0.6
+            assert memory.priorities.values[row * model.n_envs + env] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_advantages_of_a_dueling_network_have_mean_zero_and_its_value_counts() -> None:
+    model = filled(dueling=True)
+    net: Any = model.q_net
+    images = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    features = net.extract_features(images, net.features_extractor)
+    q, values, advantages = net(images), net.value_net(features), net.q_net(features)
+    assert torch.allclose(q.mean(dim=1, keepdim=True), values, atol=1e-6)
+    assert torch.allclose(q - q.mean(dim=1, keepdim=True), advantages - advantages.mean(dim=1, keepdim=True), atol=1e-6)
+    model.learn(240)
+    assert all(parameter.grad is not None for parameter in model.q_net.parameters())
+
+
+@pytest.mark.parametrize("switches", [{}, {"double": True}, {"dueling": True}, {"prioritized": True, "n_steps": 3}])
+def test_the_fast_form_makes_the_updates_of_the_other_one(switches: dict[str, Any]) -> None:
+    slow, fast = filled(2, **switches), filled(2, **switches, fast=True)
+    assert fast.policy.optimizer.defaults["fused"]
+    for update in range(40):
+        fast.policy.load_state_dict(slow.policy.state_dict())
+        state = slow.policy.optimizer.state_dict()
+        state["param_groups"] = fast.policy.optimizer.state_dict()["param_groups"]
+        fast.policy.optimizer.load_state_dict(state)
+        if isinstance(slow.replay_buffer, FrameReplayBuffer) and slow.replay_buffer.priorities is not None:
+            fast.replay_buffer.priorities.fill(slow.replay_buffer.priorities.values.copy())  # type: ignore[union-attr]
+            fast.replay_buffer.max_priority = slow.replay_buffer.max_priority  # type: ignore[union-attr]
+        for model in (slow, fast):
+            np.random.seed(update)
+            model.train(1, 8)
+        losses = [model.logger.name_to_value["train/loss"] for model in (slow, fast)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        pairs = list(zip(slow.q_net.parameters(), fast.q_net.parameters(), strict=True))
+        whole = sum(float(one.grad.norm() ** 2) for one, _ in pairs) ** 0.5  # type: ignore[union-attr]
+        apart = sum(float((one.grad - other.grad).norm() ** 2) for one, other in pairs) ** 0.5  # type: ignore[operator]
+        assert apart <= 1e-5 * whole
+
+
+def test_the_fast_form_values_what_follows_several_batches_in_one_pass() -> None:
+    model = filled(2, fast=True)
+    np.random.seed(0)
+    batches = model._draw(3, 8)
+    np.random.seed(0)
+    for batch in batches:
+        (alone,) = model._draw(1, 8)
+        assert torch.equal(batch.samples.observations, alone.samples.observations)
+        assert torch.allclose(batch.next_q, alone.next_q, rtol=1e-5, atol=1e-6)
+
+
+def test_actors_give_new_transitions_the_error_of_their_n_steps() -> None:
+    env = DummyVecEnv([chain] * 3)
+    model = DQN(
+        "MlpPolicy", env, seed=0, device="cpu", prioritized=True, actor_priorities=True, n_steps=2, gamma=0.5,
+        learning_starts=30, gradient_steps=0, buffer_size=900, epsilon_ladder=(0.4, 7.0), batch_size=4,
+    )  # fmt: skip
+    model.learn(300)
+    memory = model.replay_buffer
+    assert isinstance(memory, FrameReplayBuffer)
+    assert memory.priorities is not None
+    rows = memory.adds
+    assert (memory.priorities.values[(rows - 2) * 3 : rows * 3] == 0).all()  # their steps are not over
+    for row in range(15, rows - 2):
+        for index in range(3):
+            reward, discount, value = 0.0, 1.0, None
+            for at in (row, row + 1):
+                reward += discount * float(memory.rewards[at, index])
+                discount *= 0.5
+                if memory.dones[at, index]:
+                    state = at if memory.timeouts[at, index] else None
+                    value = 0.0 if state is None else best_of(model, memory, state, index)
+                    break
+            if value is None:
+                value = best_of(model, memory, row + 2, index)
+            observation = memory.frames[index, memory.references[row, index, 0] % memory.capacity]
+            taken = q_of(model, observation)[int(memory.actions[row, index, 0])]
+            error = abs(reward + discount * value - taken)
+            assert memory.priorities.values[row * 3 + index] == pytest.approx((error + 1e-6) ** 0.6, rel=1e-4)
+
+
+def q_of(model: DQN, observation: NDArray[Any]) -> NDArray[Any]:
+    with torch.no_grad():
+        found: NDArray[Any] = model.q_net(torch.as_tensor(observation).reshape(1, -1)).numpy()[0]
+    return found
+
+
+def best_of(model: DQN, memory: FrameReplayBuffer, row: int, index: int) -> float:
+    return float(q_of(model, memory.frames[index, memory.references[row, index, 0] % memory.capacity]).max())
+
+
+EVERY: dict[str, Any] = {"double": True, "dueling": True, "prioritized": True, "n_steps": 3}
+SOME: list[dict[str, Any]] = [{"double": True}, {"dueling": True}, {"prioritized": True}, {"n_steps": 3}]
+
+
+@pytest.mark.parametrize("switches", [{}, EVERY, *(pytest.param(one, marks=pytest.mark.slow) for one in SOME)])
+def test_a_chain_of_five_states_gets_its_exact_values(switches: dict[str, Any]) -> None:
+    model = DQN(
+        "MlpPolicy", DummyVecEnv([chain] * 4), seed=2, device="cpu", learning_rate=3e-3, gamma=0.9, buffer_size=4000,
+        learning_starts=200, batch_size=64, target_update_interval=100, train_freq=4, exploration_final_eps=0.5,
+        policy_kwargs={"net_arch": [32]}, **switches,
+    )  # fmt: skip
+    model.learn(6000)
+    found = model.q_net(torch.eye(5)).detach().numpy()
+    # Of two steps that explore, the first's n-step return knows what the second lost by it.
+    exact, tolerance = exact_values(5, 0.9), 0.15 if "n_steps" in switches else 0.04
+    assert (found.argmax(axis=1) == 1).all()
+    assert np.abs(found - exact)[:, 1].max() < tolerance
+
+
+def test_the_identity_is_learnt() -> None:
+    model = DQN("MlpPolicy", DummyVecEnv([lambda: IdentityEnv(4)] * 2), seed=0, device="cpu", learning_rate=3e-3, gamma=0.0,
+                learning_starts=100, prioritized=True, double=True, dueling=True, exploration_final_eps=0.1)  # fmt: skip
+    model.learn(3000)
+    observations = np.arange(4)
+    assert model.predict(observations, deterministic=True)[0].tolist() == [0, 1, 2, 3]
+
+
+def test_it_is_saved_and_loaded_as_sb3s_is(tmp_path: Path) -> None:
+    model = filled(**EVERY, fast=True)
+    model.learn(240)
+    model.save(tmp_path / "model")
+    loaded = DQN.load(tmp_path / "model", env=AtariVecEnv("Pong", 1, seed=3), device="cpu")
+    assert (loaded.double, loaded.dueling, loaded.prioritized, loaded.n_steps) == (True, True, True, 3)
+    assert isinstance(loaded.replay_buffer, FrameReplayBuffer)
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 84, 84), dtype=np.uint8)
+    assert np.array_equal(model.predict(images, deterministic=True)[0], loaded.predict(images, deterministic=True)[0])
+    loaded.learn(230)
+    plain = stable_baselines3.DQN.load(tmp_path / "model", device="cpu")  # without coordrl's updates
+    assert np.array_equal(model.predict(images, deterministic=True)[0], plain.predict(images, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "complaint"),
+    [
+        ({"actor_priorities": True}, "actor_priorities needs prioritized"),
+        (
+            {"prioritized": True, "replay_buffer_class": ReplayBuffer},
+            "prioritized needs coordrl's FrameReplayBuffer, not ReplayBuffer",
+        ),
+        ({"dueling": True, "policy": "Mlp"}, "dueling takes MlpPolicy, CnnPolicy, MultiInputPolicy, not 'Mlp'"),
+        ({"prioritized": True, "buffer_size": 10**14}, "choose a smaller buffer_size"),
+    ],
+)
+def test_switches_that_do_not_fit_are_refused(kwargs: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        DQN(**{"policy": "MlpPolicy", "env": Chain(), "device": "cpu", **kwargs})
