@@ -6,63 +6,69 @@
         state.json                                       everything else
         manifest.json                                    format, length and SHA-256 of each file; written last
 
+The replay memory of an agent that has one lies in segments beside them, which its checkpoints share: coordrl.segments.
+
 A checkpoint is written beside its place, forced to the disk and moved there whole, so that a crash at
 any moment leaves either the one before or this one.
 
 It is read as if a stranger had sent it. Every file is read once, into memory, and measured, before a byte of it is
 taken apart; nothing in it is unpickled, evaluated or imported, and no number in it decides how much memory is used.
 
-Formats: 2 is what this coordrl writes. 1, which had no games in it, is read as well: a run goes on from it with new
-games. Every later coordrl is to read 2 or to say that it does not; a format that is not known is refused.
+Formats: 3 is what this coordrl writes. 2, which had no replay memory, and 1, which had no games in it either, are read
+as well: a run goes on from 1 with new games. Every later coordrl is to read 3 or to say that it does not; a format that
+is not known is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors
 import safetensors.torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coordrl.arrays import array_bytes, parse_array, parse_tensors
 from coordrl.errors import CheckpointError, ResumableError
 from coordrl.faults import reach
 from coordrl.files import MAX_JSON, parse_json, sync_file, sync_folder, write_data
+from coordrl.segments import Segment, missing
 
-FORMAT = 2  # raised when the files change their meaning
-READ = (1, FORMAT)
+FORMAT = 3  # raised when the files change their meaning
+READ = (1, 2, FORMAT)
 KEEP = 2  # verified checkpoints of a run
-MAX_HEADER = 1 << 20  # bytes of the JSON at the head of a .safetensors
 MAX_FILES = 64
 
-# What numpy writes for an array without pickle, in C order; numpy itself would evaluate it as Python.
-_NPY = re.compile(
-    rb"\{'descr': '([<|](?:b1|[iu][1248]|f[248]))', 'fortran_order': False, 'shape': \(((?:\d{1,15}, ?)*\d{0,15})\), \} *\n"
-)
 _FORMAT = "format"  # begins what is said of one that another coordrl may read
 _FILE = re.compile(r"[A-Za-z0-9_]+\.(?:safetensors|npy)|state\.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: groups of named tensors, named arrays, and JSON state."""
+    """What a checkpoint holds: groups of named tensors, named arrays, JSON state, and segments of a replay memory."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     arrays: Mapping[str, NDArray[Any]]
     state: Mapping[str, Any]
     skipped: list[str] = field(default_factory=list)  # newer checkpoints that cannot be used, and why
+    replay: Sequence[Segment] = ()
+
+
+class _Manifest(NamedTuple):
+    """What a manifest says."""
+
+    files: dict[str, dict[str, Any]]
+    replay: list[Segment]
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -136,48 +142,12 @@ def _write_files(place: Path, checkpoint: Checkpoint) -> None:
     state = {"step": checkpoint.step, **checkpoint.state}
     write("state.json", (json.dumps(state, allow_nan=False) + "\n").encode())
     manifest = {"format": FORMAT, "step": checkpoint.step, "files": {**files}}
+    if checkpoint.replay:
+        manifest["replay"] = [asdict(segment) for segment in checkpoint.replay]
     write("manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
     for file in place.iterdir():
         sync_file(file)
     sync_folder(place)
-
-
-def array_bytes(array: NDArray[Any]) -> bytes:
-    """Return an array in .npy's format, in C order, without pickle."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def parse_array(data: bytes) -> NDArray[Any]:
-    """Return the array of a .npy, as `array_bytes` makes it.
-
-    Raises:
-        ValueError: it is none, or not as long as it says.
-    """
-    length = int.from_bytes(data[8:10], "little")
-    found = _NPY.fullmatch(data[10 : 10 + length])
-    if data[:8] != b"\x93NUMPY\x01\x00" or found is None:
-        raise ValueError("it is no .npy of numbers")
-    dtype = np.dtype(found[1].decode())
-    shape = tuple(int(side) for side in found[2].split(b",") if side.strip())
-    size = len(data) - 10 - length
-    if len(shape) > 8 or math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"an array of shape {shape} does not take {size} bytes")
-    return np.frombuffer(data, dtype, math.prod(shape), 10 + length).reshape(shape).copy()
-
-
-def _parse_tensors(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors, whose header is checked first: the library takes a key twice."""
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
-        raise ValueError(f"its header would have {length:,} bytes")
-    for name, entry in parse_json(data[8 : 8 + length]).items():
-        shape = entry.get("shape") if isinstance(entry, dict) else None
-        sides = isinstance(shape, list) and all(type(side) is int and 0 <= side < 2**40 for side in shape)
-        if name != "__metadata__" and not sides:
-            raise ValueError(f"{name!r:.60} has shape {shape!r:.60}")
-    return safetensors.torch.load(data)
 
 
 def read_newest(folder: Path, use: Callable[[Checkpoint], None] = lambda checkpoint: None) -> Checkpoint | None:
@@ -216,11 +186,28 @@ def _places(folder: Path) -> list[Path]:
 def find_fault(place: Path) -> str:
     """Say what is wrong with a checkpoint's files, or return ""."""
     try:
-        for _ in _read_files(place):
-            pass
+        with _translated(place):
+            manifest = _read_manifest(place)
+            for _ in _read_files(place, manifest):
+                pass
+        # By their lengths alone: a memory is read whole where it is used, and not at each checkpoint.
+        return next(filter(None, (missing(_replay_folder(place), segment) for segment in manifest.replay)), "")
     except ResumableError as error:
         return str(error)
-    return ""
+
+
+def needed_segments(folder: Path) -> list[Segment]:
+    """Return the segments that the checkpoints in a folder refer to."""
+    found: list[Segment] = []
+    for place in _places(folder):
+        with suppress(ResumableError), _translated(place):
+            found += _read_manifest(place).replay
+    return found
+
+
+def _replay_folder(place: Path) -> Path:
+    """Return where the segments of a checkpoint lie."""
+    return place.parent.parent / "replay"
 
 
 def _read(place: Path, skipped: list[str]) -> Checkpoint:
@@ -232,11 +219,14 @@ def _read(place: Path, skipped: list[str]) -> Checkpoint:
     tensors: dict[str, dict[str, Tensor]] = {}
     arrays: dict[str, NDArray[Any]] = {}
     state: dict[str, Any] = {}
-    for name, data in _read_files(place):
+    with _translated(place):
+        manifest = _read_manifest(place)
+        files = list(_read_files(place, manifest))
+    for name, data in files:
         stem, _, kind = name.partition(".")
         try:
             if kind == "safetensors":
-                tensors[stem] = _parse_tensors(data)
+                tensors[stem] = parse_tensors(data)
             elif kind == "npy":
                 arrays[stem] = parse_array(data)
             else:
@@ -246,28 +236,27 @@ def _read(place: Path, skipped: list[str]) -> Checkpoint:
     step = int(place.name)
     if state.get("step") != step:
         raise CheckpointError(f"state.json is of step {state.get('step')!r:.40}")
-    return Checkpoint(step, tensors, arrays, state, skipped)
+    return Checkpoint(step, tensors, arrays, state, skipped, manifest.replay)
 
 
-def _read_files(place: Path) -> Iterable[tuple[str, bytes]]:
+def _read_files(place: Path, manifest: _Manifest) -> Iterable[tuple[str, bytes]]:
     """Yield the name and the content of each file of a checkpoint but the manifest, once it is as that says.
 
     Raises:
         CheckpointError: something is not as it should be.
     """
+    for name, measured in manifest.files.items():
+        data = (place / name).read_bytes()
+        if _measure(data) != measured:
+            raise CheckpointError(f"{name} has changed since it was written")
+        yield name, data
+
+
+@contextmanager
+def _translated(place: Path) -> Iterator[None]:
+    """Say what the system says of a checkpoint that is read in coordrl's words."""
     try:
-        if place.is_symlink() or not place.is_dir():
-            raise CheckpointError("it is no folder of its own")
-        with os.scandir(place) as entries:
-            found = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if _is_own(entry)}
-        manifest = _parse_manifest(place, found)
-        for name, measured in manifest.items():
-            if found[name] != measured["bytes"]:
-                raise CheckpointError(f"{name} has changed since it was written")
-            data = (place / name).read_bytes()
-            if _measure(data) != measured:
-                raise CheckpointError(f"{name} has changed since it was written")
-            yield name, data
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"it has gone: {error.strerror}") from error
     except OSError as error:  # nothing says that it is damaged: nobody may go on from an older one
@@ -281,8 +270,16 @@ def _is_own(entry: os.DirEntry[str]) -> bool:
     return True
 
 
-def _parse_manifest(place: Path, found: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Return what the manifest says of each file, after checking that it speaks of those that are there."""
+def _read_manifest(place: Path) -> _Manifest:
+    """Return what the manifest says, after checking that it speaks of the files that are there, in their lengths.
+
+    Raises:
+        CheckpointError: something is not as it should be.
+    """
+    if place.is_symlink() or not place.is_dir():
+        raise CheckpointError("it is no folder of its own")
+    with os.scandir(place) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if _is_own(entry)}
     if "manifest.json" not in found:
         raise CheckpointError("manifest.json is missing")
     if found["manifest.json"] > MAX_JSON or len(found) > MAX_FILES:
@@ -306,7 +303,12 @@ def _parse_manifest(place: Path, found: Mapping[str, int]) -> dict[str, dict[str
     for name, measured in files.items():
         if not _FILE.fullmatch(name) or not isinstance(measured, dict) or type(measured.get("bytes")) is not int:
             raise CheckpointError(f"manifest: {name} is no file of a checkpoint")
-    return files
+        if found[name] != measured["bytes"]:
+            raise CheckpointError(f"{name} has changed since it was written")
+    replay = manifest.get("replay", [])
+    if not isinstance(replay, list):
+        raise CheckpointError("manifest: replay is no list")
+    return _Manifest(files, [Segment.of(entry) for entry in replay])
 
 
 def _measure(data: bytes) -> dict[str, Any]:

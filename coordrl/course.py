@@ -23,7 +23,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from coordrl.algorithms import environment_seed, snapshot
-from coordrl.checkpoint import array_bytes, write_checkpoint
+from coordrl.arrays import array_bytes
+from coordrl.checkpoint import write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from coordrl.checkpoint import parse_array
+from coordrl.arrays import parse_array
 from coordrl.files import read_rows
 from coordrl.heatmaps import draw_maps
 from coordrl.results import RunFolder, Spec

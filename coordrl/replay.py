@@ -144,6 +144,15 @@ class FrameReplayBuffer(ReplayBuffer):
         if self.priorities is not None:
             self.priorities.fill(np.zeros(self.priorities.size))
 
+    def settle(self) -> None:
+        """Take up what was put into the arrays from outside: rows up to `adds`, pictures up to `written`."""
+        self.pos, self.full = self.adds % self.buffer_size, self.adds >= self.buffer_size
+        self._oldest[:] = 0
+        self._lose()
+        if self.adds:
+            newest = self.references[self.pos - 1, :, 1] % self.capacity
+            self._last = self.frames[self._all_envs[:, None], newest]
+
     def add(
         self,
         obs: NDArray[Any],

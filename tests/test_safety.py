@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import coordrl
-from coordrl.checkpoint import parse_array
+from coordrl.arrays import parse_array
 from coordrl.errors import RequestError
 from coordrl.files import read_rows, write_json
 from coordrl.results import RunFolder
