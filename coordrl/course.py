@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from coordrl.algorithms import environment_seed, snapshot
+from coordrl.algorithms import environment_seed
 from coordrl.arrays import array_bytes
-from coordrl.checkpoint import write_checkpoint
+from coordrl.checkpoint import needed_segments, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
@@ -33,7 +32,10 @@ from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
 from coordrl.files import append_row, read_rows, replace_data, replace_file, sync_file, write_json
 from coordrl.marks import Marks, is_due
+from coordrl.replay import FrameReplayBuffer
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec
+from coordrl.segments import Segment, Segments
+from coordrl.snapshot import snapshot
 from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
 from coordrl.watchdog import Watchdog
 
@@ -100,6 +102,7 @@ class Course(BaseCallback):
         watchdog: Watchdog,
         marks: Marks,
         conditions: Mapping[str, Any],
+        replay: Sequence[Segment] = (),
     ) -> None:
         super().__init__()
         self.spec, self.folder, self.options, self.view, self.line = spec, folder, options, view, line
@@ -111,7 +114,8 @@ class Course(BaseCallback):
         self._map_every = max(spec.steps // MAPS, 1)
         self._last_checkpoint = begins_at
         self._kept = begins_at or None  # the step of a checkpoint that is there and sound
-        self._refills = begins_at > 0  # DQN's replay memory, which is not part of a checkpoint
+        memory = getattr(model, "replay_buffer", None)
+        self._segments = Segments(folder.replay, memory, replay) if isinstance(memory, FrameReplayBuffer) else None
         self._began = self._row_time = time.monotonic()
         self._rate_from = begins_at  # the step at `_row_time`
         self._busy = 0.0  # seconds in evaluations and checkpoints since then
@@ -134,7 +138,8 @@ class Course(BaseCallback):
         reach("update")
         self._watchdog.beat()
         self._check_losses()
-        self._hold_updates()
+        if self._segments is not None:
+            self._segments.seal_if_due()
         self.line.update(step, lambda: self._describe(step))
         if is_due(self._row_every, self._marks.row, step):
             self._write_row()
@@ -146,18 +151,6 @@ class Course(BaseCallback):
             self._evaluate()
         if is_due(self.options.checkpoint_every, self._last_checkpoint, step):
             self._write_checkpoint()
-
-    def _hold_updates(self) -> None:
-        """Let a resumed DQN play, with its own epsilon, until its replay memory is as full as at its first update.
-
-        SB3 would begin at once, with batches of 32 from a handful of transitions. (Raising
-        `learning_starts` would not do: it makes the play random as well.)
-        """
-        if self._refills and isinstance(self.model, DQN):
-            assert self.model.replay_buffer is not None
-            held = self.model.replay_buffer.size() * self.model.n_envs
-            self._refills = held < min(self.model.learning_starts, self.model.buffer_size)
-            self.model.gradient_steps = 0 if self._refills else int(self.spec.settings["gradient_steps"])
 
     def finish(self) -> None:
         """Write the last row, the last evaluation, the last checkpoint, SB3's export, and the result."""
@@ -188,6 +181,7 @@ class Course(BaseCallback):
             "steps_per_second": round(step / seconds, 1),
         }
         write_json(self.folder.result_file, result)
+        shutil.rmtree(self.folder.replay, ignore_errors=True)
         self.folder.diverged_file.unlink(missing_ok=True)  # of an earlier try
         shutil.rmtree(self.folder.diverged_batch, ignore_errors=True)
         self.line.say(f"done after {format_seconds(seconds)} of training: {_final_return(returns)}")
@@ -352,13 +346,16 @@ class Course(BaseCallback):
                     sync_file(log)  # a checkpoint relies on the logs up to it
             marks = asdict(replace(self._marks, seconds=round(self._seconds(), 3)))
             more = {"marks": marks, "conditions": self._conditions}
-            write_checkpoint(self.folder.checkpoints, snapshot(self.model, more))
+            # A finished run learns no more.
+            keeps = self._segments is not None and self.model.num_timesteps < self.spec.steps
+            replay = self._segments.seal() if self._segments is not None and keeps else []
+            write_checkpoint(self.folder.checkpoints, snapshot(self.model, more, replay))
+            if self._segments is not None and keeps:
+                self._segments.drop(needed_segments(self.folder.checkpoints))
             self._last_checkpoint = self._kept = self.model.num_timesteps
 
     def _export(self) -> None:
         """Write model.zip for SB3."""
-        if isinstance(self.model, DQN):
-            self.model.gradient_steps = int(self.spec.settings["gradient_steps"])  # see _hold_updates
 
         def write(partial: Path) -> None:
             reach("write")

@@ -65,6 +65,11 @@ class DQN(stable_baselines3.DQN):
             in one pass. The same updates up to float32's rounding.
         **kwargs: as SB3's; `n_steps` is one of them.
 
+    Attributes:
+        path: how updates are computed, in words.
+        owed: transitions times gradient steps that no update was made for yet.
+        acting: what the network said of the newest rows, which have no priorities yet.
+
     Raises:
         RequestError: switches that do not fit each other, the policy or the observations.
     """
@@ -87,11 +92,11 @@ class DQN(stable_baselines3.DQN):
         self.double, self.dueling, self.prioritized, self.fast = double, dueling, prioritized, fast
         self.priority_exponent, self.importance_exponent = priority_exponent, importance_exponent
         self.epsilon_ladder, self.actor_priorities = epsilon_ladder, actor_priorities
-        self._acting: deque[Acting] = deque()  # of the newest rows that have no priorities yet
+        self.acting: deque[Acting] = deque()
         self._keeps = False  # `_q_values`, for the priorities of what is being acted
         self._q_values: Tensor | None = None  # of the step under way, (n_envs, actions)
         self._collected: int | None = None  # transitions since the last update, in `learn`
-        self._owed = 0  # transitions times gradient steps that no update was made for yet
+        self.owed = 0
         if actor_priorities and not prioritized:
             raise RequestError("actor_priorities needs prioritized=True")
         if dueling:
@@ -119,6 +124,11 @@ class DQN(stable_baselines3.DQN):
         super()._setup_model()
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             self.replay_buffer_class = asked
+
+    @property
+    def path(self) -> str:
+        """How updates are computed: "fast" or "general"."""
+        return "fast" if self.fast else "general"
 
     def _make_memory(self, n_stack: int | None) -> FrameReplayBuffer:
         """Make a memory for single pictures."""
@@ -228,15 +238,15 @@ class DQN(stable_baselines3.DQN):
         if not self.actor_priorities or not isinstance(replay_buffer, FrameReplayBuffer):
             return
         if self._q_values is None:  # before learning starts nobody asks the network: the largest priority, as without
-            self._acting.clear()
+            self.acting.clear()
             return
         values, self._q_values = self._q_values.double().cpu().numpy(), None
         taken = np.take_along_axis(values, np.reshape(buffer_action, (-1, 1)).astype(np.int64), axis=1)[:, 0]
-        self._acting.append(Acting(taken, values.max(axis=1)))
+        self.acting.append(Acting(taken, values.max(axis=1)))
         replay_buffer.hold_back()
-        if len(self._acting) > self.n_steps:
-            bests = np.array([acting.best for acting in self._acting])
-            replay_buffer.release(self._acting.popleft().taken, bests)
+        if len(self.acting) > self.n_steps:
+            bests = np.array([acting.best for acting in self.acting])
+            replay_buffer.release(self.acting.popleft().taken, bests)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make gradient steps, each with a batch from the replay memory."""
@@ -267,9 +277,9 @@ class DQN(stable_baselines3.DQN):
         by_episode = train_freq.unit != TrainFrequencyUnit.STEP
         if collected is None or self.n_envs == 1 or self.gradient_steps < 0 or by_episode:
             return gradient_steps
-        owed = self._owed + collected * gradient_steps
+        owed = self.owed + collected * gradient_steps
         steps: int = owed // train_freq.frequency
-        self._owed = owed - steps * train_freq.frequency
+        self.owed = owed - steps * train_freq.frequency
         return steps
 
     @torch.no_grad()
@@ -339,7 +349,7 @@ class DQN(stable_baselines3.DQN):
 
     def _excluded_save_params(self) -> list[str]:
         """Name what is no part of a saved model."""
-        return [*super()._excluded_save_params(), "_acting", "_q_values", "_keeps", "_collected"]
+        return [*super()._excluded_save_params(), "acting", "_q_values", "_keeps", "_collected"]
 
 
 class _Batch(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from coordrl.process import processor_name
+from coordrl.replay import FrameReplayBuffer
 
 PACKAGES = ("coordrl", "torch", "stable_baselines3", "gymnasium", "ale-py", "numpy", "tensorboard", "safetensors")
 _COMPUTING = ("coordrl", "torch", "stable_baselines3", "ale-py", "numpy")
@@ -46,8 +47,9 @@ def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
 
 def promise(model: BaseAlgorithm) -> str:
     """Say whether a run that is killed and goes on is the same, bit for bit, as one that was not: "yes", or why not."""
-    if getattr(model, "replay_buffer", None) is not None:
-        return "no: the replay memory is not part of a checkpoint"
+    memory = getattr(model, "replay_buffer", None)
+    if memory is not None and not isinstance(memory, FrameReplayBuffer):
+        return f"no: a {type(memory).__name__} is not part of a checkpoint"
     if model.device.type != "cpu":
         return f"no: on {model.device.type} sums are not always taken in the same order"
     return "yes"

@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def replay(self) -> Path:
+        """replay/: segments of the replay memory, which the checkpoints refer to; gone when the run is finished."""
+        return self.path / "replay"
+
+    @property
     def export_file(self) -> Path:
         """model.zip: SB3's own format, written for SB3 and never read here."""
         return self.path / "model.zip"
@@ -166,7 +171,7 @@ class RunFolder:
         Raises:
             RequestError: something is not, or is a file where a folder belongs.
         """
-        for folder in (self.checkpoints, self.coordinates, self.tensorboard, self.diverged_batch):
+        for folder in (self.checkpoints, self.replay, self.coordinates, self.tensorboard, self.diverged_batch):
             if folder.is_file():
                 raise RequestError(f"{folder} is a file, where a training has a folder; remove it first")
         for place, folders, files in os.walk(self.path):

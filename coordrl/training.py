@@ -15,15 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
-from coordrl.algorithms import (
-    build_model,
-    check_device,
-    environment_seed,
-    restore,
-    restore_games,
-    restore_generators,
-    skip_compiler,
-)
+from coordrl.algorithms import build_model, check_device, environment_seed, skip_compiler
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Options, StopSignals
@@ -36,6 +28,7 @@ from coordrl.files import cut_rows
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
 from coordrl.results import RunFolder, Spec
+from coordrl.snapshot import restore, restore_games, restore_generators
 from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
@@ -73,20 +66,19 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
         env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every)
         try:
             with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
-                model = build_model(spec, env, device=options.device)
+                model = build_model(spec, env, device=options.device, fast=not options.general)
             facts: dict[str, Any] = {"parameters": _parameters(model), "processes": len(workers) + 1}
-            if isinstance(model, A2C):
-                model.fast = not options.general
-                facts["path"] = model.choose_path()
+            facts["path"] = model.choose_path() if isinstance(model, A2C) else str(getattr(model, "path", "general"))
             marks = Marks()
 
             def use(checkpoint: Checkpoint) -> None:
                 nonlocal marks
-                restore(model, checkpoint)
+                restore(model, checkpoint, folder.replay)
                 marks = Marks.of(checkpoint)
 
             checkpoint = read_newest(folder.checkpoints, use)
             begins_at = checkpoint.step if checkpoint else 0
+            replay = checkpoint.replay if checkpoint else ()
             marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
@@ -100,13 +92,15 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                 if checkpoint:
                     reasons = differences(checkpoint.state.get("conditions"), now)
                     reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
+                    if getattr(model, "replay_buffer", None) is not None and not replay and begins_at < spec.steps:
+                        reasons.append("the checkpoint holds no replay memory")
                     if reasons and str(facts["exact_resume"]).startswith("yes"):
                         facts["exact_resume"] = f"{WENT_ON} {begins_at:,} with {'; '.join(reasons)}"
                     for reason in reasons:
                         line.say(f"it goes on, but not bit for bit as without the stop: {reason}")
                 folder.add_facts(facts)
                 view.write_spec(spec, recipe, options.command)
-                course = Course(spec, folder, options, model, view, line, signals, watchdog, marks, now)
+                course = Course(spec, folder, options, model, view, line, signals, watchdog, marks, now, replay)
                 # Again: importing rich draws from Python's generator, for one, and happens once in a process.
                 if checkpoint:
                     restore_generators(model, checkpoint)
@@ -210,8 +204,6 @@ def _announce(
     line.say(f"{what}: {spec.steps:,} steps, {parameters:,} parameters, {model.device}, into {folder.path}")
     if begins_at:
         line.say(f"going on from the checkpoint at step {begins_at:,}")
-        if "buffer_size" in spec.settings:
-            line.say("the replay memory is not part of a checkpoint: it fills up again before the next update")
 
 
 def _parameters(model: BaseAlgorithm) -> int:

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import coordrl
-from coordrl.algorithms import build_model, check_device, environment_seed, restore, restore_weights, snapshot
+from coordrl.algorithms import build_model, check_device, environment_seed
 from coordrl.atari import AtariVecEnv
 from coordrl.checkpoint import Checkpoint, read_newest, write_checkpoint
 from coordrl.coordinates import first_coordconv
@@ -23,6 +23,7 @@ from coordrl.errors import CheckpointError, RequestError
 from coordrl.extractors import EXTRACTORS
 from coordrl.recipes import find_recipe
 from coordrl.results import RunFolder, Spec
+from coordrl.snapshot import restore, restore_weights, snapshot
 
 SMALL = {"a2c": ["n_envs=2"], "dqn": ["buffer_size=500", "learning_starts=20", "n_envs=2"]}
 

@@ -22,11 +22,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordrl.algorithms import build_model, restore, restore_games
+from coordrl.algorithms import build_model
 from coordrl.checkpoint import FORMAT, KEEP, Checkpoint, read_newest, write_checkpoint
 from coordrl.environments import make_env
 from coordrl.errors import ReplayError, ResumableError
 from coordrl.results import RunFolder
+from coordrl.snapshot import restore, restore_games
 
 
 def make(step: int, size: int = 3) -> Checkpoint:

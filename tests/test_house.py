@@ -27,6 +27,7 @@ FLOORS = [
     {"fast_rollout", "environments"},
     {"fast_parts"},
     {"a2c", "dqn", "divided_worker"},
+    {"snapshot"},
     {
         "algorithms",
         "evaluation",
