@@ -53,7 +53,7 @@ class Options:
     eval_every: int  # steps; 0 for no evaluations
     eval_episodes: int
     command: str
-    general: bool = False  # A2C by SB3's own code alone
+    general: bool = False  # computed as SB3 does, without what is faster
     workers: int = 1  # processes that it may be divided over, the training's own among them
     plan: str | None = None  # the hash of the comparison that the run is part of
     reseed_every: int = RESEED_EVERY  # steps of an environment between new seeds; see coordrl.journal
@@ -118,6 +118,7 @@ class Course(BaseCallback):
         self._segments = Segments(folder.replay, memory, replay) if isinstance(memory, FrameReplayBuffer) else None
         self._began = self._row_time = time.monotonic()
         self._rate_from = begins_at  # the step at `_row_time`
+        self._updates_from = model._n_updates  # there
         self._busy = 0.0  # seconds in evaluations and checkpoints since then
         model.set_logger(Logger(folder=None, output_formats=[]))  # SB3's values are read from it, see _row
 
@@ -238,7 +239,19 @@ class Course(BaseCallback):
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         mean = f"mean return {np.mean(returns):,.1f} (last {len(returns)} games)" if returns else "no game finished yet"
         speed = f"{rate:,.0f} steps/s" if step > self._rate_from else ""
-        return " · ".join(part for part in (f"{self.spec.frames(step):,} frames", speed, mean) if part)
+        learning = ""
+        if "buffer_size" in self.spec.settings and step > self._rate_from:
+            updates, samples, ratio = self._throughput()
+            learning = f"{updates:,.0f} updates/s, {samples:,.0f} samples/s ({ratio:.2f} a step)"
+        return " · ".join(part for part in (f"{self.spec.frames(step):,} frames", speed, learning, mean) if part)
+
+    def _throughput(self) -> tuple[float, float, float]:
+        """Return updates and samples per second since the last row, and samples for each step by the recipe."""
+        settings = self.spec.settings
+        elapsed = max(time.monotonic() - self._row_time - self._busy, 1e-9)
+        updates = (self.model._n_updates - self._updates_from) / elapsed
+        ratio = settings["batch_size"] * settings["gradient_steps"] / settings["train_freq"]
+        return updates, updates * settings["batch_size"], ratio
 
     def _row(self) -> dict[str, Any]:
         """Make the row of progress.jsonl for the steps since the last one."""
@@ -249,11 +262,16 @@ class Course(BaseCallback):
         if "rollout/exploration_rate" in model.logger.name_to_value:
             losses["rollout/exploration_rate"] = model.logger.name_to_value["rollout/exploration_rate"]
         norms = weight_norms(self._layer) if self._layer is not None else {}
+        learning: dict[str, float] = {}
+        if "buffer_size" in self.spec.settings:
+            updates, samples, _ = self._throughput()
+            learning = {"updates_per_second": round(updates, 1), "samples_per_second": round(samples, 1)}
         return {
             "step": step,
             "frames": self.spec.frames(step),
             "seconds": round(self._seconds(), 3),
             "steps_per_second": round((step - self._rate_from) / max(elapsed, 1e-9), 1),
+            **learning,
             "return_mean": _mean(episode["r"] for episode in window),
             "length_mean": _mean(episode["l"] for episode in window),
             "games_finished": self._marks.games_finished,
@@ -269,6 +287,7 @@ class Course(BaseCallback):
         self.view.write_row(row)
         self._marks.games = []
         self._marks.row = self._rate_from = row["step"]
+        self._updates_from = self.model._n_updates
         self._row_time, self._busy = time.monotonic(), 0.0
 
     def _draw_maps(self) -> None:

@@ -61,6 +61,8 @@ class TensorBoardView:
         step = row["step"]
         self._scalar("time/fps", row["steps_per_second"], step)
         self._scalar("time/frames", row["frames"], step)
+        for name in ("updates_per_second", "samples_per_second"):  # of an agent with a replay memory
+            self._scalar(f"time/{name}", row.get(name), step)
         self._scalar("rollout/ep_rew_mean", row["return_mean"], step)
         self._scalar("rollout/ep_len_mean", row["length_mean"], step)
         self._scalar("rollout/games", row["games_finished"], step)

@@ -198,8 +198,9 @@ def _unpack(memory: FrameReplayBuffer, segment: Segment, tensors: Mapping[str, A
     _check(memory, arrays)
     starts, stops = arrays["starts"], arrays["stops"]
     picture = memory.frames[0, 0].nbytes
-    data = zlib.decompressobj().decompress(arrays["pictures"].tobytes(), int((stops - starts).sum()) * picture + 1)
-    if len(data) != (stops - starts).sum() * picture:
+    unpacker = zlib.decompressobj()  # never more than it says, whatever is in it
+    data = unpacker.decompress(arrays["pictures"].tobytes(), int((stops - starts).sum()) * picture + 1)
+    if len(data) != (stops - starts).sum() * picture or not unpacker.eof:
         raise ValueError("there are more or fewer pictures than it says")
     pictures = np.frombuffer(data, memory.frames.dtype).reshape(-1, *memory.frames.shape[2:])
     place = 0

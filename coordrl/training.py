@@ -27,8 +27,10 @@ from coordrl.fast_parts import one_thread
 from coordrl.files import cut_rows
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
+from coordrl.replay import check_memory
 from coordrl.results import RunFolder, Spec
 from coordrl.snapshot import restore, restore_games, restore_generators
+from coordrl.suites import find_protocol
 from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
@@ -55,6 +57,9 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
     """
     skip_compiler()
     check_device(options.device)
+    if "buffer_size" in spec.settings:  # before there is a folder, of a run that could never be
+        image = find_protocol(spec.protocol).world.image
+        check_memory(int(spec.settings["buffer_size"]), int(spec.settings["n_envs"]), image, n_stack=image[0])
     with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file, _patience(spec)) as watchdog:
         folder.open(spec, _facts(options), recipe)
         if folder.is_finished(spec):

@@ -30,13 +30,20 @@ WORDS = "--steps 1600 --seed 7 --set n_envs=4 --eval-every 600 --eval-episodes 1
 EVERY = ["--checkpoint-every", "200"]
 NEVER = ["--checkpoint-every", "100000"]
 
+# A memory that is full before the end, and holds more than a segment.
+REPLAY = "--set learning_starts=200 buffer_size=900"
 ARMS = {
     "one process": "--game Breakout",
     "two processes": "--game Breakout --workers 2",
     "the general path": "--game Pong --general --extractor nature",
     "sticky actions": "--game Seaquest --protocol machado-v5",
     "a control": "--game PlaceMatters",
+    "dqn": f"--game Breakout --agent dqn {REPLAY}",
+    "prioritised replay": f"--game Pong --agent per {REPLAY}",
+    "all extensions": f"--game PlaceMatters --agent rainbow-lite {REPLAY}",
+    "Ape-X": f"--game Breakout --agent apex {REPLAY} train_freq=20 batch_size=16",
 }
+QUICK = ("a control", "all extensions")
 
 
 def find(out: Path) -> RunFolder:
@@ -87,9 +94,7 @@ def test_taking_checkpoints_changes_nothing(arm: str, tmp_path: Path) -> None:
     assert unlike(find(tmp_path / "every").path, find(tmp_path / "never").path) == []
 
 
-@pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=[] if arm == "a control" else pytest.mark.slow) for arm in ARMS]
-)
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[] if arm in QUICK else pytest.mark.slow) for arm in ARMS])
 def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(arm: str, tmp_path: Path) -> None:
     words = [*ARMS[arm].split(), *WORDS.split()]
     run([*words, *NEVER], tmp_path / "whole")

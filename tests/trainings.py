@@ -9,7 +9,12 @@ from typing import Any
 from coordrl.files import read_rows
 from coordrl.results import RunFolder
 
-CLOCK = ("seconds", "steps_per_second")  # columns that hang on the time of day alone
+CLOCK = (
+    "seconds",
+    "steps_per_second",
+    "updates_per_second",
+    "samples_per_second",
+)  # columns that hang on the time of day alone
 
 
 def workers_of(out: Path) -> list[int]:
