@@ -65,6 +65,10 @@ RECIPES = {
     "PPO": Recipe(PPO, {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "learning_rate": 1e-3, "gamma": 0.9}),
     "DQN": Recipe(DQN, _OFF_POLICY),
     "QRDQN": Recipe(QRDQN, _OFF_POLICY),
+    "coordrl.A2C": Recipe(coordrl.A2C, {"n_steps": 8, "learning_rate": 1e-3, "gamma": 0.9}),
+    "coordrl.DQN": Recipe(
+        coordrl.DQN, {**_OFF_POLICY, "double": True, "dueling": True, "prioritized": True, "n_steps": 3, "fast": True}
+    ),
 }
 
 
@@ -190,7 +194,7 @@ def test_every_algorithm_learns_with_every_extractor_and_keeps_it(
 
     # The policy that SB3 built holds this network, and nothing between it and the heads.
     found = extractors_of(model)
-    assert len(found) == (2 if algorithm in ("DQN", "QRDQN") else 1)
+    assert len(found) == (2 if "DQN" in algorithm else 1)
     layers, coordinates = LAYERS[extractor]
     for network in found:
         assert type(network) is (PoolCNN if extractor in POOLS else CoordNatureCNN)
@@ -203,7 +207,7 @@ def test_every_algorithm_learns_with_every_extractor_and_keeps_it(
     assert model.policy.net_arch == []
     linear = [layer for layer in model.policy.modules() if isinstance(layer, nn.Linear)]
     # Each extractor's own and its head; or one extractor's, the actor and the critic.
-    assert len(linear) == (4 if len(found) == 2 else 3)
+    assert len(linear) == (6 if algorithm == "coordrl.DQN" else 4 if len(found) == 2 else 3)  # its heads are dueling
 
     before = copy.deepcopy(trained_extractor(model).state_dict())
     model.learn(64)
