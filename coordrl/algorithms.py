@@ -24,7 +24,7 @@ from coordrl.extractors import EXTRACTORS, policy_kwargs
 from coordrl.process import check_device_name
 from coordrl.recipes import Value
 from coordrl.results import RunFolder, Spec
-from coordrl.snapshot import restore_counters, restore_weights
+from coordrl.snapshot import restore_weights
 
 Build = Callable[[Mapping[str, Value], dict[str, Any]], tuple[type[BaseAlgorithm], dict[str, Any]]]
 
@@ -156,7 +156,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     """Return the trained model of a run's folder: an SB3 model, from its newest checkpoint, without pickle.
 
     Its environment, `model.get_env()`, is one game under the run's protocol for evaluation (whole games,
-    raw rewards). A DQN comes without its replay memory. Warns if a newer checkpoint is damaged.
+    raw rewards). A DQN comes without its replay memory, and its `predict` explores as little as its evaluation does. Warns if a newer checkpoint is damaged.
 
     Raises:
         RequestError: the folder is no run, or the run has no checkpoint.
@@ -173,8 +173,6 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
 
     def use(checkpoint: Checkpoint) -> None:
         restore_weights(model, checkpoint)
-        if isinstance(model, DQN):  # for the epsilon of its `predict`
-            restore_counters(model, checkpoint)
 
     try:
         checkpoint = read_newest(folder.checkpoints, use)
@@ -186,4 +184,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     for fault in checkpoint.skipped:
         warnings.warn(f"checkpoint skipped: {fault}; this is the one of step {checkpoint.step:,}", stacklevel=2)
     model.num_timesteps = checkpoint.step
+    if isinstance(model, DQN):
+        model.epsilon_ladder = None  # of the training's environments
+        model.exploration_rate = float(spec.settings["evaluation_epsilon"])
     return model

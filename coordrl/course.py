@@ -27,6 +27,7 @@ from coordrl.checkpoint import needed_segments, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
+from coordrl.dqn import DQN
 from coordrl.errors import DivergedError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
@@ -115,6 +116,8 @@ class Course(BaseCallback):
         self._last_checkpoint = begins_at
         self._kept = begins_at or None  # the step of a checkpoint that is there and sound
         memory = getattr(model, "replay_buffer", None)
+        # A memory that has taken less than the run has played was lost on the way.
+        self._refills = isinstance(memory, FrameReplayBuffer) and memory.adds * memory.n_envs < begins_at
         self._segments = Segments(folder.replay, memory, replay) if isinstance(memory, FrameReplayBuffer) else None
         self._began = self._row_time = time.monotonic()
         self._rate_from = begins_at  # the step at `_row_time`
@@ -141,6 +144,7 @@ class Course(BaseCallback):
         self._check_losses()
         if self._segments is not None:
             self._segments.seal_if_due()
+            self._hold_updates()
         self.line.update(step, lambda: self._describe(step))
         if is_due(self._row_every, self._marks.row, step):
             self._write_row()
@@ -152,6 +156,18 @@ class Course(BaseCallback):
             self._evaluate()
         if is_due(self.options.checkpoint_every, self._last_checkpoint, step):
             self._write_checkpoint()
+
+    def _hold_updates(self) -> None:
+        """Let a DQN that has lost its replay memory play until that is as full as at its first update.
+
+        It would learn at once, from batches of a handful of transitions. (Raising `learning_starts` would not do: it
+        makes the play random as well.)
+        """
+        if self._refills and isinstance(self.model, DQN):
+            memory = self.model.replay_buffer
+            assert memory is not None
+            self._refills = memory.size() < min(self.model.learning_starts // memory.n_envs, memory.buffer_size)
+            self.model.gradient_steps = 0 if self._refills else int(self.spec.settings["gradient_steps"])
 
     def finish(self) -> None:
         """Write the last row, the last evaluation, the last checkpoint, SB3's export, and the result."""
@@ -375,6 +391,8 @@ class Course(BaseCallback):
 
     def _export(self) -> None:
         """Write model.zip for SB3."""
+        if isinstance(self.model, DQN):
+            self.model.gradient_steps = int(self.spec.settings["gradient_steps"])  # see _hold_updates
 
         def write(partial: Path) -> None:
             reach("write")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,14 +77,14 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
             facts["path"] = model.choose_path() if isinstance(model, A2C) else str(getattr(model, "path", "general"))
             marks = Marks()
 
-            def use(checkpoint: Checkpoint) -> None:
+            def use(checkpoint: Checkpoint, replay: Path | None) -> None:
                 nonlocal marks
-                restore(model, checkpoint, folder.replay)
+                restore(model, checkpoint, replay)
                 marks = Marks.of(checkpoint)
 
-            checkpoint = read_newest(folder.checkpoints, use)
+            checkpoint, lost = _read_newest(folder, model, use)
             begins_at = checkpoint.step if checkpoint else 0
-            replay = checkpoint.replay if checkpoint else ()
+            replay = checkpoint.replay if checkpoint and not lost else ()
             marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
@@ -97,8 +98,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                 if checkpoint:
                     reasons = differences(checkpoint.state.get("conditions"), now)
                     reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
-                    if getattr(model, "replay_buffer", None) is not None and not replay and begins_at < spec.steps:
-                        reasons.append("the checkpoint holds no replay memory")
+                    reasons += [lost] if lost else []
                     if reasons and str(facts["exact_resume"]).startswith("yes"):
                         facts["exact_resume"] = f"{WENT_ON} {begins_at:,} with {'; '.join(reasons)}"
                     for reason in reasons:
@@ -137,6 +137,22 @@ def _patience(spec: Spec) -> float:
     settings = spec.settings
     steps = settings["n_envs"] * settings.get("n_steps", 1)
     return float(max(1.0, steps / 5_000, settings.get("gradient_steps", 0) / 1_000))
+
+
+def _read_newest(
+    folder: RunFolder, model: BaseAlgorithm, use: Callable[[Checkpoint, Path | None], None]
+) -> tuple[Checkpoint | None, str]:
+    """Read the newest checkpoint that can be used; where only the replay memory cannot be read, one without it.
+
+    Returns the checkpoint, and why it comes without its replay memory, or "".
+    """
+    try:
+        return read_newest(folder.checkpoints, lambda checkpoint: use(checkpoint, folder.replay)), ""
+    except ResumableError as error:
+        if getattr(model, "replay_buffer", None) is None:
+            raise
+        checkpoint = read_newest(folder.checkpoints, lambda checkpoint: use(checkpoint, None))
+        return checkpoint, f"its replay memory is lost and fills again before the next update ({error})"
 
 
 def _play_again(

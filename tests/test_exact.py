@@ -67,6 +67,15 @@ def run(words: list[str], out: Path) -> str:
     return errors
 
 
+def start_and_wait(words: list[str], out: Path, fault: str) -> int:
+    """Run a training that fails at a point; returns its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COORDRL_FAULT": fault}
+    done = subprocess.run(
+        [*COMMAND, *words, "--out", str(out)], env=environment, capture_output=True, timeout=300, check=False
+    )
+    return done.returncode
+
+
 def checkpoints(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("*/*/*/seed-*/checkpoints/[0-9]*"))
 
@@ -199,6 +208,29 @@ def forge(place: Path, state: dict[str, object], version: int = 2) -> None:
             data = file.read_bytes()
             files[file.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_json(place / "manifest.json", {"format": version, "step": int(place.name), "files": files})
+
+
+def test_a_replay_memory_that_cannot_be_read_costs_no_more_than_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ARMS["all extensions"].split(), "--steps", "1200", "--set", "n_envs=4", *EVERY, "--eval-every", "0"]
+    assert start_and_wait(words, tmp_path, "update:250:kill") == -signal.SIGKILL  # at step 996: learning has begun
+    folder = find(tmp_path)
+    newest = max(folder.checkpoints.glob("[0-9]*"))
+    updates = json.loads((newest / "state.json").read_text())["counters"]["_n_updates"]
+    assert updates > 0
+    for file in folder.replay.iterdir():
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "its replay memory is lost and fills again before the next update" in said
+    assert "has changed since it was written" in said
+    assert "replay memory is lost" in str(folder.fact("exact_resume"))
+    after = json.loads((max(folder.checkpoints.iterdir()) / "state.json").read_text())["counters"]["_n_updates"]
+    left = 1200 - int(newest.name)
+    assert updates + (left - 200) // 4 - 3 <= after <= updates + (left - 200) // 4 + 3  # it held back for 200 steps
 
 
 @pytest.mark.parametrize(
