@@ -130,6 +130,24 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_were_not(number: signal.Signals,
     assert unlike(find(tmp_path / "whole").path, find(tmp_path / "stopped").path) == []
 
 
+def test_a_second_ctrl_c_leaves_at_once_and_does_no_harm(tmp_path: Path) -> None:
+    words = [*ARMS["a control"].split(), *WORDS.split(), *EVERY]
+    run(words, tmp_path / "whole")
+    process = start(words, tmp_path / "stopped")
+    while process.poll() is None and not checkpoints(tmp_path / "stopped"):
+        time.sleep(0.01)
+    for _ in range(2):  # the second while the first is being obeyed, or before it is noticed
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in errors
+    run(words, tmp_path / "stopped")
+    assert unlike(find(tmp_path / "whole").path, find(tmp_path / "stopped").path) == []
+
+
 def test_another_number_of_threads_is_said_and_recorded(tmp_path: Path) -> None:
     words = ["--game", "PlaceMatters", "--steps", "800", "--set", "n_envs=4", *EVERY, "--out", str(tmp_path)]
     assert main(words) == 0
