@@ -91,7 +91,7 @@ def test_with_every_switch_off_it_is_sb3s_bit_for_bit(policy: str, n_steps: int)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("n_steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_on_atari_it_is_sb3s_bit_for_bit_in_an_eighth_of_the_memory(n_steps: int) -> None:
     made = []
     for algorithm in (DQN, stable_baselines3.DQN):
@@ -275,7 +275,15 @@ def test_the_advantages_of_a_dueling_network_have_mean_zero_and_its_value_counts
     assert all(parameter.grad is not None for parameter in model.q_net.parameters())
 
 
-@pytest.mark.parametrize("switches", [{}, {"double": True}, {"dueling": True}, {"prioritized": True, "n_steps": 3}])
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        pytest.param({"double": True}, marks=pytest.mark.slow),
+        pytest.param({"dueling": True}, marks=pytest.mark.slow),
+        {"double": True, "dueling": True, "prioritized": True, "n_steps": 3},
+    ],
+)
 def test_the_fast_form_makes_the_updates_of_the_other_one(switches: dict[str, Any]) -> None:
     slow, fast = filled(2, **switches), filled(2, **switches, fast=True)
     assert fast.policy.optimizer.defaults["fused"]

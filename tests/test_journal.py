@@ -43,7 +43,7 @@ def closing() -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Qbert", "PlaceMatters"])
-@pytest.mark.parametrize("steps", [0, 1, 47, 500])
+@pytest.mark.parametrize("steps", [0, 1, 47, pytest.param(500, marks=pytest.mark.slow)])
 def test_games_that_are_loaded_go_on_as_those_that_were_saved(game: str, steps: int, closing: list[Any]) -> None:
     def make() -> Any:
         env = ControlVecEnv(game, 3, seed=5) if game == "PlaceMatters" else AtariVecEnv(game, 3, **WORDS)
@@ -82,6 +82,7 @@ def test_sticky_actions_and_noops_come_again_too(closing: list[Any]) -> None:
     assert play(other, 200, 1) == play(env, 200, 1)
 
 
+@pytest.mark.slow
 def test_a_divided_vector_saves_and_loads_what_an_undivided_one_does(closing: list[Any]) -> None:
     whole = AtariVecEnv("Breakout", 5, **WORDS)
     parts = DividedVecEnv("Breakout", 5, workers=2, **WORDS)

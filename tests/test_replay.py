@@ -269,7 +269,7 @@ class Twin(RuleBasedStateMachine):
 
 
 TestTwin = Twin.TestCase
-TestTwin.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTwin.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
 def test_without_priorities_all_transitions_are_drawn_alike() -> None:

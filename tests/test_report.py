@@ -350,7 +350,7 @@ def plain_page(runs: Path) -> Page:
     return Page(replace(find(read_evidence(runs), resamples=10), agents=()), runs="runs", out="report")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(PLACES), JSON, min_size=1, max_size=4))
 def test_facts_of_any_type_make_a_page_or_one_clear_line(two_runs: Path, changes: dict[tuple[str, ...], Any]) -> None:
     file = read_plan(two_runs).runs[0].path(two_runs) / "run.json"

@@ -216,7 +216,7 @@ def test_two_runs_of_one_spec_are_equal(finished_run: RunFolder, tmp_path: Path)
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_a_loadable_model_and_the_same_command_goes_on(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -250,6 +250,7 @@ def test_a_stopped_run_leaves_a_loadable_model_and_the_same_command_goes_on(
     assert curve == steps  # one line in TensorBoard too
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint_and_its_curves_stay_one_line(tmp_path: Path) -> None:
     words = "--game Breakout --steps 3000 --set n_envs=4 --checkpoint-every 400 --eval-every 400 --eval-episodes 1"
     folder = RunFolder(tmp_path / "zoo-v4" / "a2c-coord" / "Breakout" / "seed-0")
@@ -336,6 +337,7 @@ def test_dqn_runs_from_end_to_end_and_its_schedule_ends_where_it_should(tmp_path
     assert len(read_rows(folder.evaluations_file)) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_dqn_goes_on_with_its_replay_and_its_schedule_stays_straight(tmp_path: Path) -> None:
     words = "--game Pong --agent dqn --steps 800 --eval-every 0 --set buffer_size=500 learning_starts=100"
     folder = RunFolder(tmp_path / "zoo-v4" / "dqn-coord" / "Pong" / "seed-0")
@@ -401,6 +403,7 @@ def test_a_missing_device_is_refused_before_a_folder_is_made(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_machado_runs_lie_elsewhere_and_have_all_actions(tmp_path: Path) -> None:
     done = run("--game Pong --protocol machado-v5 --steps 80 --eval-every 0", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -434,6 +437,7 @@ def test_a_full_disk_exits_with_74_and_the_same_command_goes_on(tmp_path: Path) 
     assert read_rows(folder.progress_file)[-1]["step"] == 400
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_nobody_listens_to_its_progress(tmp_path: Path) -> None:
     words = "--game Pong --steps 400 --set n_envs=2 --eval-every 0"
     process = start(words, tmp_path)
