@@ -101,12 +101,8 @@ class DQN(stable_baselines3.DQN):
             raise RequestError("actor_priorities needs prioritized=True")
         if dueling:
             policy = _dueling(policy)
-        if fast and kwargs.get("policy_kwargs", {}).get("optimizer_class", torch.optim.Adam) is torch.optim.Adam:
-            given = dict(kwargs.get("policy_kwargs") or {})
-            kwargs["policy_kwargs"] = {
-                **given,
-                "optimizer_kwargs": {"fused": True, **given.get("optimizer_kwargs", {})},
-            }
+        if fast:
+            kwargs["policy_kwargs"] = _fuse(kwargs.get("policy_kwargs") or {})
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -117,7 +113,9 @@ class DQN(stable_baselines3.DQN):
                 f"prioritized needs coordrl's FrameReplayBuffer, not {getattr(asked, '__name__', asked)}"
             )
         n_stack = self._find_stack()
-        wanted = asked is FrameReplayBuffer or (asked is None and (n_stack is not None or self.prioritized))
+        # Who asks SB3's memory to keep nothing twice gets SB3's memory.
+        stacked = n_stack is not None and not self.optimize_memory_usage
+        wanted = asked is FrameReplayBuffer or (asked is None and (stacked or self.prioritized))
         if self.replay_buffer is None and wanted:
             self.replay_buffer = self._make_memory(n_stack)
             self.replay_buffer_class = None  # SB3 would warn that it cannot know about n_steps
@@ -358,6 +356,16 @@ class _Batch(NamedTuple):
     draw: Draw | None  # None from SB3's own memories
     samples: ReplayBufferSamples
     next_q: Tensor  # (batch, actions), the target network's Q values of the next observations
+
+
+def _fuse(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return `policy_kwargs` with a fused Adam, unless they ask for another optimiser or another form of it."""
+    given = policy_kwargs.get("optimizer_kwargs") or {}
+    if policy_kwargs.get("optimizer_class", torch.optim.Adam) is not torch.optim.Adam or {"fused", "foreach"} & set(
+        given
+    ):
+        return policy_kwargs
+    return {**policy_kwargs, "optimizer_kwargs": {**given, "fused": True}}
 
 
 def _dueling(policy: str | type[DQNPolicy]) -> str | type[DQNPolicy]:

@@ -122,6 +122,26 @@ def test_the_memory_is_chosen_by_what_is_observed() -> None:
     colours = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=True)
     assert type(DQN("CnnPolicy", colours, device="cpu", buffer_size=50).replay_buffer) is ReplayBuffer
     assert isinstance(DQN("MlpPolicy", Chain(), device="cpu", prioritized=True).replay_buffer, FrameReplayBuffer)
+    env = VecFrameStack(DummyVecEnv([stacked]), 3, "first")
+    twice: dict[str, Any] = {
+        "optimize_memory_usage": True,
+        "replay_buffer_kwargs": {"handle_timeout_termination": False},
+    }
+    assert type(DQN("CnnPolicy", env, device="cpu", buffer_size=50, **twice).replay_buffer) is ReplayBuffer
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "fused"),
+    [
+        (None, True),
+        ({"optimizer_kwargs": {"eps": 1e-4}}, True),
+        ({"optimizer_kwargs": {"foreach": True}}, None),
+        ({"optimizer_class": torch.optim.RMSprop}, None),
+    ],
+)
+def test_fast_takes_a_fused_adam_unless_another_optimiser_is_asked_for(policy_kwargs: Any, fused: bool | None) -> None:
+    model = DQN("MlpPolicy", Chain(), device="cpu", fast=True, policy_kwargs=policy_kwargs)
+    assert model.policy.optimizer.defaults.get("fused") == fused
 
 
 def test_sb3s_own_dqn_takes_the_memory() -> None:
