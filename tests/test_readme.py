@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -46,6 +47,27 @@ def test_its_table_of_extractors_is_complete() -> None:
 def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
     assert command in README
     assert (ROOT / command).stat().st_mode & 0o111
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rows", ["sb3-on-atarivecenv,coordrl-coord,coordrl-general", "sb3-dqn-on-atarivecenv,coordrl-dqn,coordrl-apex"]
+)
+def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "bench"),
+        "--quick",
+        "--rows",
+        rows,
+        "--out",
+        str(tmp_path / "b.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]
+    assert set(measured) == set(rows.split(","))
+    assert all(row["steps_per_second"]["median"] > 0 for row in measured.values())
 
 
 def test_no_placeholder_was_left() -> None:
