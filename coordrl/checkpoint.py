@@ -27,7 +27,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +158,8 @@ def read_newest(folder: Path, use: Callable[[Checkpoint], None] = lambda checkpo
         use: what is to be done with it; where that raises CheckpointError, the next older one is tried.
 
     Raises:
-        ResumableError: there are checkpoints, and none can be used.
+        CheckpointError: there are checkpoints, and none can be used.
+        ResumableError: one cannot be read, though nothing says that it is damaged.
     """
     skipped: list[str] = []
     for place in _places(folder):
@@ -169,7 +170,7 @@ def read_newest(folder: Path, use: Callable[[Checkpoint], None] = lambda checkpo
         except CheckpointError as error:
             skipped.append(f"{place.name}: {error}")
     if skipped:
-        raise ResumableError(
+        raise CheckpointError(
             f"no checkpoint in {folder} can be read ({'; '.join(skipped)}). Restore one from a copy, or remove the run's"
             " folder to start over"
         )
@@ -197,10 +198,14 @@ def find_fault(place: Path) -> str:
 
 
 def needed_segments(folder: Path) -> list[Segment]:
-    """Return the segments that the checkpoints in a folder refer to."""
+    """Return the segments that the checkpoints in a folder refer to.
+
+    Raises:
+        ResumableError: what one of them refers to is not known.
+    """
     found: list[Segment] = []
     for place in _places(folder):
-        with suppress(ResumableError), _translated(place):
+        with _translated(place):
             found += _read_manifest(place).replay
     return found
 

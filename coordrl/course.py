@@ -17,6 +17,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -28,7 +29,7 @@ from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
 from coordrl.dqn import DQN
-from coordrl.errors import DivergedError, StoppedError
+from coordrl.errors import DivergedError, ResumableError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
 from coordrl.files import append_row, read_rows, replace_data, replace_file, sync_file, write_json
@@ -198,6 +199,7 @@ class Course(BaseCallback):
             "steps_per_second": round(step / seconds, 1),
         }
         write_json(self.folder.result_file, result)
+        reach("remove")
         shutil.rmtree(self.folder.replay, ignore_errors=True)
         self.folder.diverged_file.unlink(missing_ok=True)  # of an earlier try
         shutil.rmtree(self.folder.diverged_batch, ignore_errors=True)
@@ -241,13 +243,18 @@ class Course(BaseCallback):
         returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         facts = {"spec": asdict(self.spec), "step": self.model.num_timesteps, "sign": str(error), "returns": returns}
         write_json(self.folder.diverged_file, facts)
-        buffer = getattr(self.model, "rollout_buffer", None)
-        if buffer is not None:
-            with suppress(OSError):  # a disk that is full for it is no reason to call this anything but diverged
+        with suppress(OSError):  # a disk that is full for it is no reason to call this anything but diverged
+            for name, values in self._last_batch().items():
                 self.folder.diverged_batch.mkdir(exist_ok=True)
-                for name in BATCH:
-                    data = array_bytes(np.asarray(getattr(buffer, name)))
-                    (self.folder.diverged_batch / f"{name}.npy").write_bytes(data)
+                (self.folder.diverged_batch / f"{name}.npy").write_bytes(array_bytes(values))
+
+    def _last_batch(self) -> dict[str, NDArray[Any]]:
+        """Return what the last update was made from, by name."""
+        if isinstance(self.model, DQN):
+            batch = self.model.last_batch._asdict() if self.model.last_batch else {}
+            return {name: value.cpu().numpy() for name, value in batch.items() if value is not None}
+        buffer = getattr(self.model, "rollout_buffer", None)
+        return {} if buffer is None else {name: np.asarray(getattr(buffer, name)) for name in BATCH}
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""
@@ -386,7 +393,8 @@ class Course(BaseCallback):
             replay = self._segments.seal() if self._segments is not None and keeps else []
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, more, replay))
             if self._segments is not None and keeps:
-                self._segments.drop(needed_segments(self.folder.checkpoints))
+                with suppress(ResumableError):  # where one cannot be read, nobody knows what it needs
+                    self._segments.drop(needed_segments(self.folder.checkpoints))
             self._last_checkpoint = self._kept = self.model.num_timesteps
 
     def _export(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from inspect import signature
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coordrl.dueling import POLICIES
-from coordrl.errors import RequestError
+from coordrl.errors import DivergedError, RequestError
 from coordrl.replay import Draw, FrameReplayBuffer
 from coordrl.vectors import WholeVecEnv
+
+_TOGETHER = 512  # transitions whose targets are computed in one pass, at most
 
 
 class Acting(NamedTuple):
@@ -95,14 +98,24 @@ class DQN(stable_baselines3.DQN):
         self.acting: deque[Acting] = deque()
         self._keeps = False  # `_q_values`, for the priorities of what is being acted
         self._q_values: Tensor | None = None  # of the step under way, (n_envs, actions)
+        self.n_stack: int | None = None  # pictures of an observation, where it is known to be a stack
+        self.last_batch: ReplayBufferSamples | None = None  # of the last gradient step
         self._collected: int | None = None  # transitions since the last update, in `learn`
         self.owed = 0
         if actor_priorities and not prioritized:
             raise RequestError("actor_priorities needs prioritized=True")
+        if not 0 <= importance_exponent <= 1:
+            raise RequestError(f"importance_exponent is {importance_exponent}; it is from 0 to 1")
+        if epsilon_ladder is not None and not (
+            len(epsilon_ladder) == 2 and 0 <= epsilon_ladder[0] <= 1 <= 1 + epsilon_ladder[1]
+        ):
+            raise RequestError(f"epsilon_ladder is {epsilon_ladder}; it is a base from 0 to 1 and an exponent from 0")
         if dueling:
             policy = _dueling(policy)
         if fast:
-            kwargs["policy_kwargs"] = _fuse(kwargs.get("policy_kwargs") or {})
+            bound = signature(stable_baselines3.DQN.__init__).bind(self, policy, env, *args, **kwargs)
+            bound.arguments["policy_kwargs"] = _fuse(bound.arguments.get("policy_kwargs") or {})
+            args, kwargs = bound.args[3:], bound.kwargs
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -112,7 +125,9 @@ class DQN(stable_baselines3.DQN):
             raise RequestError(
                 f"prioritized needs coordrl's FrameReplayBuffer, not {getattr(asked, '__name__', asked)}"
             )
-        n_stack = self._find_stack()
+        if self.env is not None:  # a model that was loaded without one knows it by itself
+            self.n_stack = self._find_stack()
+        n_stack = self.n_stack
         # Who asks SB3's memory to keep nothing twice gets SB3's memory.
         stacked = n_stack is not None and not self.optimize_memory_usage
         wanted = asked is FrameReplayBuffer or (asked is None and (stacked or self.prioritized))
@@ -232,26 +247,51 @@ class DQN(stable_baselines3.DQN):
         infos: list[dict[str, Any]],
     ) -> None:
         """Keep a row of transitions, and give the one whose n steps are over its priorities."""
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if not self.actor_priorities or not isinstance(replay_buffer, FrameReplayBuffer):
-            return
         if self._q_values is None:  # before learning starts nobody asks the network: the largest priority, as without
-            self.acting.clear()
+            self._forget_acting()
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if not self.actor_priorities or not isinstance(replay_buffer, FrameReplayBuffer) or self._q_values is None:
             return
+        if not torch.isfinite(self._q_values).all():
+            raise DivergedError(f"the training diverged by step {self.num_timesteps:,}: Q values are not numbers")
         values, self._q_values = self._q_values.double().cpu().numpy(), None
         taken = np.take_along_axis(values, np.reshape(buffer_action, (-1, 1)).astype(np.int64), axis=1)[:, 0]
         self.acting.append(Acting(taken, values.max(axis=1)))
         replay_buffer.hold_back()
-        if len(self.acting) > self.n_steps:
+        if len(self.acting) > replay_buffer.n_steps:
             bests = np.array([acting.best for acting in self.acting])
-            replay_buffer.release(self.acting.popleft().taken, bests)
+            replay_buffer.release(self.acting.popleft().taken, bests, self._vec_normalize_env)
+
+    def _forget_acting(self) -> None:
+        """Let the rows that wait for the end of their n steps have the largest priority: it will not come."""
+        if self.acting and isinstance(self.replay_buffer, FrameReplayBuffer):
+            self.replay_buffer.let_go(len(self.acting))
+        self.acting.clear()
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
+        """As SB3's; games that begin anew end no n steps of the ones before.
+
+        Raises:
+            RequestError: the memory has no room for the n steps that actors' priorities wait for.
+        """
+        memory = self.replay_buffer
+        if self.actor_priorities and isinstance(memory, FrameReplayBuffer) and memory.buffer_size <= memory.n_steps:
+            raise RequestError(
+                f"buffer_size is {self.buffer_size}: with actor_priorities it is more than n_steps ({memory.n_steps}) for"
+                f" each of {self.n_envs} environments"
+            )
+        if reset_num_timesteps or self._last_obs is None:
+            self._forget_acting()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make gradient steps, each with a batch from the replay memory."""
-        waiting = gradient_steps = self._count_steps(gradient_steps)
         memory = self.replay_buffer
         if isinstance(memory, FrameReplayBuffer) and memory.priorities is not None and memory.priorities.total == 0:
             return  # nothing has a priority yet: n steps are not over
+        waiting = gradient_steps = self._count_steps(gradient_steps)
         if gradient_steps == 0:
             return
         self.policy.set_training_mode(True)
@@ -259,7 +299,9 @@ class DQN(stable_baselines3.DQN):
         updates: list[dict[str, float]] = []
         while waiting > 0:
             # With priorities, every update changes what is drawn for the next one.
-            batches = self._draw(waiting if self.fast and not self.prioritized else 1, batch_size)
+            together = self.fast and not self.prioritized and not isinstance(self.observation_space, spaces.Dict)
+            most = max(1, _TOGETHER // batch_size) if together else 1
+            batches = self._draw(min(waiting, most), batch_size)
             updates += [self._update(batch) for batch in batches]
             waiting -= len(batches)
         self._n_updates += gradient_steps
@@ -302,6 +344,7 @@ class DQN(stable_baselines3.DQN):
     def _update(self, batch: _Batch) -> dict[str, float]:
         """Make one gradient step; returns what is to be logged of it."""
         draw, samples, next_q = batch
+        self.last_batch = samples
         with torch.no_grad():
             if self.double:
                 chosen = self.q_net(self._lay_out(samples.next_observations)).argmax(dim=1, keepdim=True)
@@ -333,7 +376,7 @@ class DQN(stable_baselines3.DQN):
         errors = (targets - current.detach()).flatten()
         if draw is not None and isinstance(memory, FrameReplayBuffer):
             facts["replay_age"] = float(memory.ages(draw).mean()) * self.n_envs
-            if self.prioritized:
+            if self.prioritized and torch.isfinite(errors).all():  # otherwise the loss says that it diverged
                 memory.set_priorities(draw, errors.cpu().numpy())
         q_values = q_values.detach()
         facts |= {"q_mean": q_values.mean().item(), "q_max": q_values.max().item()}
@@ -347,7 +390,7 @@ class DQN(stable_baselines3.DQN):
 
     def _excluded_save_params(self) -> list[str]:
         """Name what is no part of a saved model."""
-        return [*super()._excluded_save_params(), "acting", "_q_values", "_keeps", "_collected"]
+        return [*super()._excluded_save_params(), "acting", "_q_values", "_keeps", "_collected", "last_batch"]
 
 
 class _Batch(NamedTuple):

@@ -103,11 +103,14 @@ def available_memory() -> int | None:
     found = []
     with suppress(OSError, ValueError, IndexError):
         found.append(_read_fields(Path("/proc/meminfo"))["MemAvailable:"] * 1024)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
-        limit, used = (int((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
-        files = _read_fields(group / "memory.stat")
-        found.append(limit - used + files["inactive_file"] + files["active_file"])  # given back when asked for
+    root, own = Path("/sys/fs/cgroup"), ""
+    with suppress(OSError, IndexError):
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
+    for group in (root / own, *(root / own).parents):  # each holds the ones below it
+        with suppress(OSError, ValueError, KeyError):  # "max" is no number: no limit
+            limit, used = (int((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
+            files = _read_fields(group / "memory.stat")
+            found.append(limit - used + files["inactive_file"] + files["active_file"])  # given back when asked for
     return min(found, default=None)
 
 

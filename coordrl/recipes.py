@@ -205,7 +205,7 @@ def _parse_value(name: str, text: str) -> Any:
     except tomllib.TOMLDecodeError:
         parsed = {}
     if set(parsed) != {"value"}:
-        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16 or 100_000')
+        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16, 100_000 or true')
     return parsed["value"]
 
 

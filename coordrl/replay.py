@@ -107,6 +107,8 @@ class FrameReplayBuffer(ReplayBuffer):
             raise RequestError("FrameReplayBuffer keeps nothing twice: leave optimize_memory_usage out")
         if buffer_size < 1 or n_steps < 1:
             raise RequestError(f"buffer_size is {buffer_size} and n_steps {n_steps}; both are at least 1")
+        if priority_exponent is not None and not 0 <= priority_exponent < np.inf:
+            raise RequestError(f"priority_exponent is {priority_exponent}; it is a number from 0")
         if isinstance(observation_space, spaces.Dict | spaces.Tuple):
             raise RequestError(f"FrameReplayBuffer takes a single array, not {type(observation_space).__name__}")
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)  # SB3's would allocate
@@ -368,7 +370,20 @@ class FrameReplayBuffer(ReplayBuffer):
         newest = np.full(self.n_envs, (self.pos - 1) % self.buffer_size)
         self.priorities.set(self._places(newest, self._all_envs), 0.0)
 
-    def release(self, taken: NDArray[np.float64], bests: NDArray[np.float64]) -> None:
+    def let_go(self, count: int) -> None:
+        """Give the newest `count` rows, which were held back, the largest priority so far."""
+        assert self.priorities is not None
+        rows = (self.pos - 1 - np.arange(count)) % self.buffer_size
+        places = (rows[:, None] * self.n_envs + self._all_envs).flatten()
+        here = self.whole(np.repeat(rows, self.n_envs), np.tile(self._all_envs, count))
+        self.priorities.set(places[here], self.max_priority ** (self.priority_exponent or 0.0))
+
+    def cut(self) -> None:
+        """Say that the newest row's games go no further: new ones begin."""
+        if self.adds:
+            self.timeouts[self.pos - 1] = np.where(self.dones[self.pos - 1] > 0, self.timeouts[self.pos - 1], 1)
+
+    def release(self, taken: NDArray[np.float64], bests: NDArray[np.float64], env: VecNormalize | None = None) -> None:
         """Give the row before the newest `n_steps` ones the TD errors of its n steps, by Q values from acting.
 
         Where a game was cut off in between, the value of the last state that was acted in stands for the one after it.
@@ -376,13 +391,15 @@ class FrameReplayBuffer(ReplayBuffer):
         Args:
             taken: (n_envs,), of that row's observations and actions.
             bests: (n_steps + 1, n_envs), the largest of each observation of that row and of those after it.
+            env: normalises rewards.
         """
         row = (self.pos - 1 - self.n_steps) % self.buffer_size
         rows, envs = np.full(self.n_envs, row), self._all_envs
         if self.n_steps == 1:
-            last, rewards, discounts = rows, self.rewards[rows, envs][:, None], np.full((self.n_envs, 1), self.gamma)
+            last, discounts = rows, np.full((self.n_envs, 1), self.gamma)
+            rewards = self._normalize_reward(self.rewards[rows, envs][:, None], env)
         else:
-            last, rewards, discounts = self._sum_rewards(rows, envs, None)
+            last, rewards, discounts = self._sum_rewards(rows, envs, env)
         length = (last - row) % self.buffer_size
         ends, cut = self.dones[last, envs] > 0, self.timeouts[last, envs] > 0
         values = np.where(cut, bests[length, envs], np.where(ends, 0.0, bests[-1]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -177,13 +178,15 @@ class RunFolder:
         for place, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 entry = Path(place) / name
-                if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                    if not entry.is_symlink() and not entry.exists():
-                        continue  # it has gone
+                try:
+                    facts = entry.lstat()
+                except FileNotFoundError:
+                    continue  # it has gone
+                if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
                     raise RequestError(
                         f"{entry} is no file of its own but a link or a device, which no training makes; remove it first"
                     )
-                if entry.is_file() and entry.stat().st_nlink > 1:
+                if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1:
                     raise RequestError(
                         f"{entry} is the same file as one elsewhere (a hard link), which would change with it; put a copy in"
                         " its place first"

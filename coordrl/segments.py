@@ -1,8 +1,9 @@
 """The replay memory of a run on disk: immutable segments that its checkpoints share.
 
-    replay/000000000000-000000004096.safetensors     rows 0 to 4,095: transitions, and the pictures they refer to
-    replay/000000004096-000000006250.safetensors     those up to the next checkpoint
+    replay/000000000000-000000004096-1f0c….safetensors     rows 0 to 4,095: transitions, and the pictures they refer to
+    replay/000000004096-000000006250-77ab….safetensors     those up to the next checkpoint
 
+The name ends in the beginning of the content's SHA-256: no other content ever comes under it.
 A segment is written when enough rows have come, and at each checkpoint with what there is: so a checkpoint has little
 left to write. It is read as if a stranger had sent it.
 """
@@ -21,15 +22,17 @@ import numpy as np
 import safetensors.numpy
 from gymnasium import spaces
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
-from coordrl.arrays import parse_tensors
+from coordrl.arrays import MAX_HEADER, parse_tensors
 from coordrl.errors import CheckpointError, ResumableError
 from coordrl.faults import reach
 from coordrl.files import replace_data
 from coordrl.replay import FrameReplayBuffer
 
 TRANSITIONS = 4_096  # of a segment: of Atari 29 MB before they are packed, and half a second's work
-_NAME = re.compile(r"([0-9]{12})-([0-9]{12})\.safetensors")
+_NAME = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9a-f]{16})\.safetensors")
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
 _LEVEL = 1  # of zlib: pictures of Atari shrink to a tenth even so
 
 
@@ -56,11 +59,15 @@ class Segment:
             counts = (segment.first, segment.last, segment.bytes)
             if found is None or any(type(count) is not int or count < 0 for count in counts):
                 raise ValueError("it names no segment")
-            if (int(found[1]), int(found[2])) != counts[:2] or segment.first >= segment.last:
+            if (
+                (int(found[1]), int(found[2])) != counts[:2]
+                or segment.first >= segment.last
+                or found[3] != segment.sha256[:16]
+            ):
                 raise ValueError("its name and its rows differ")
             return segment
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"manifest: {str(entry)[:80]} is no segment of a replay memory: {error}") from error
+            raise CheckpointError(f"manifest: {str(entry)[:200]} is no segment of a replay memory: {error}") from error
 
 
 @final
@@ -93,10 +100,11 @@ class Segments:
         if memory.adds > self._sealed:
             first = max(self._sealed, memory.adds - memory.buffer_size)
             data = pack(memory, first)
-            name = f"{first:012d}-{memory.adds:012d}.safetensors"
+            digest = hashlib.sha256(data).hexdigest()
+            name = f"{first:012d}-{memory.adds:012d}-{digest[:16]}.safetensors"
             self._folder.mkdir(exist_ok=True)
             replace_data(self._folder / name, data)
-            self._known.append(Segment(name, first, memory.adds, len(data), hashlib.sha256(data).hexdigest()))
+            self._known.append(Segment(name, first, memory.adds, len(data), digest))
         oldest = memory.adds - memory.buffer_size
         self._known = [segment for segment in self._known if segment.last > oldest]
         return [*self._known]
@@ -105,7 +113,8 @@ class Segments:
         """Remove what neither a checkpoint nor the memory needs."""
         keep = {segment.name for segment in (*needed, *self._known)}
         for file in self._folder.glob("*"):
-            if file.name not in keep:
+            ours = _NAME.fullmatch(file.name.removeprefix(".").replace(".partial", ""))
+            if ours and file.name not in keep:
                 reach("remove")
                 file.unlink(missing_ok=True)
 
@@ -143,14 +152,29 @@ def fill(memory: FrameReplayBuffer, folder: Path, segments: Iterable[Segment]) -
         CheckpointError: one of them is damaged, or they do not follow each other.
     """
     memory.reset()
-    for segment in segments:
-        if memory.adds and segment.first != memory.adds:
+    first = 0
+    for index, segment in enumerate(segments):
+        first = first if index else segment.first
+        if index and segment.first != memory.adds:
             raise CheckpointError(f"{segment.name}: rows {memory.adds:,} to {segment.first:,} are missing")
         try:
-            _unpack(memory, segment, parse_tensors(_read(folder, segment)))
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, zlib.error) as error:
+            _unpack(memory, segment, parse_tensors(_read(folder, segment, _most(memory, segment))))
+        except (*_DAMAGE, zlib.error, SafetensorError) as error:
             raise CheckpointError(f"{segment.name}: {error}") from error
     memory.settle()
+    newest = np.full(memory.n_envs, (memory.adds - 1) % memory.buffer_size)
+    if first > max(0, memory.adds - memory.buffer_size) or not memory.whole(newest, np.arange(memory.n_envs)).all():
+        raise CheckpointError("a part of the replay memory is in none of its segments")
+
+
+def _most(memory: FrameReplayBuffer, segment: Segment) -> int:
+    """Return how many bytes a segment of so many rows can have, however badly its pictures pack."""
+    rows = min(segment.last - segment.first, memory.buffer_size)
+    row: int = sum(
+        getattr(memory, name)[0].nbytes for name in ("references", "actions", "rewards", "dones", "timeouts")
+    )
+    pictures: int = memory.frames.nbytes + memory.frames.nbytes // 1000
+    return MAX_HEADER + 16 * memory.n_envs + rows * row + pictures + 1024
 
 
 def missing(folder: Path, segment: Segment) -> str:
@@ -163,9 +187,11 @@ def missing(folder: Path, segment: Segment) -> str:
     return "" if there else f"replay/{segment.name} is missing, or has changed since it was written"
 
 
-def _read(folder: Path, segment: Segment) -> bytes:
-    """Return a segment's content, once it is as the manifest says."""
+def _read(folder: Path, segment: Segment, most: int) -> bytes:
+    """Return a segment's content, once it is as the manifest says, and has not more than `most` bytes."""
     fault = missing(folder, segment)
+    if segment.bytes > most:
+        fault = f"{segment.name} has {segment.bytes:,} bytes, more than such a segment can have"
     if fault:
         raise CheckpointError(fault)
     try:

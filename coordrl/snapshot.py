@@ -114,7 +114,9 @@ def _restore_memory(model: BaseAlgorithm, checkpoint: Checkpoint, replay: Path |
         return
     model.acting.clear()
     memory.reset()
-    if replay is None or "replay" not in checkpoint.state:
+    if ("replay" in checkpoint.state) != bool(checkpoint.replay):
+        raise ValueError("of the replay memory there is a part alone")
+    if replay is None or not checkpoint.replay:
         return
     state = checkpoint.state["replay"]
     fill(memory, replay, checkpoint.replay)
@@ -125,8 +127,11 @@ def _restore_memory(model: BaseAlgorithm, checkpoint: Checkpoint, replay: Path |
     if memory.priorities is not None:
         priorities = checkpoint.arrays["priorities"]
         rows, envs = np.divmod(np.arange(memory.priorities.size), memory.n_envs)
+        most = largest ** (memory.priority_exponent or 0.0) * (1 + 1e-9)
         if priorities.dtype != np.float64 or (priorities[~memory.whole(rows, envs)] != 0).any():
             raise ValueError("a transition that is not there has a priority")
+        if not (priorities <= most).all():
+            raise ValueError("a priority is larger than the largest")
         memory.priorities.fill(priorities)
     if "acting" in checkpoint.arrays:
         acting = checkpoint.arrays["acting"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class TrainArguments:
     eval_episodes: Count = 10
     """whole games in an evaluation"""
     general: bool = False
-    """a2c by SB3's own code alone, without the fast path: the same algorithm, slower"""
+    """computed as SB3 does it, without the fast path: the same algorithm, slower"""
     workers: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_WORKERS)] = None
     """processes that an a2c on Atari is divided over; one seed and one number of processes give one result"""
     reseed_every: Count = RESEED_EVERY
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder.spec_file.exists():
             folder.read_spec()  # damaged, it is no run to call finished
         if folder.is_finished(spec):
+            shutil.rmtree(folder.replay, ignore_errors=True)  # if it was killed between its result and that
             print(
                 f"{folder.path} is finished; see its curves with: tensorboard --logdir {shlex.quote(str(folder.path))}"
             )

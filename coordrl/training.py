@@ -22,13 +22,13 @@ from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
 from coordrl.environments import make_env
-from coordrl.errors import DivergedError, ReplayError, ResumableError, StoppedError
+from coordrl.errors import CheckpointError, DivergedError, ReplayError, ResumableError, StoppedError
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.files import cut_rows
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
-from coordrl.replay import check_memory
+from coordrl.replay import FrameReplayBuffer, check_memory
 from coordrl.results import RunFolder, Spec
 from coordrl.snapshot import restore, restore_games, restore_generators
 from coordrl.suites import find_protocol
@@ -36,6 +36,7 @@ from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
 WENT_ON = "no: went on at step"
+_EMPTY = "an empty replay memory, which fills again before the next update"
 
 
 def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers: Sequence[Worker] = ()) -> None:
@@ -85,6 +86,8 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
             checkpoint, lost = _read_newest(folder, model, use)
             begins_at = checkpoint.step if checkpoint else 0
             replay = checkpoint.replay if checkpoint and not lost else ()
+            if getattr(model, "replay_buffer", None) is not None and not replay and 0 < begins_at < spec.steps:
+                lost = lost or f"{_EMPTY}, since the checkpoint holds none"
             marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
@@ -148,11 +151,11 @@ def _read_newest(
     """
     try:
         return read_newest(folder.checkpoints, lambda checkpoint: use(checkpoint, folder.replay)), ""
-    except ResumableError as error:
+    except CheckpointError as error:
         if getattr(model, "replay_buffer", None) is None:
             raise
         checkpoint = read_newest(folder.checkpoints, lambda checkpoint: use(checkpoint, None))
-        return checkpoint, f"its replay memory is lost and fills again before the next update ({error})"
+        return checkpoint, f"{_EMPTY}, since the one that was kept is damaged: {error}"
 
 
 def _play_again(
@@ -185,6 +188,8 @@ def _play_again(
         env = model.get_env()
         assert env is not None
         model._last_obs = None  # `learn` begins new games
+        if isinstance(getattr(model, "replay_buffer", None), FrameReplayBuffer):
+            model.replay_buffer.cut()  # type: ignore[attr-defined] # no return reaches from the old ones into these
         env.seed(environment_seed(spec.seed, "train", checkpoint.step))
         return [str(error)]
     return []

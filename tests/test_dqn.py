@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 import coordrl
@@ -367,6 +367,56 @@ def test_actors_give_new_transitions_the_error_of_their_n_steps() -> None:
             assert memory.priorities.values[row * 3 + index] == pytest.approx((error + 1e-6) ** 0.6, rel=1e-4)
 
 
+def test_rows_whose_n_steps_will_not_come_to_an_end_are_drawn_all_the_same() -> None:
+    model = DQN(
+        "MlpPolicy", DummyVecEnv([chain] * 2), seed=0, device="cpu", prioritized=True, actor_priorities=True, n_steps=3,
+        learning_starts=0, gradient_steps=0, buffer_size=400,
+    )  # fmt: skip
+    for _ in range(3):
+        model.learn(60)  # begins new games each time
+    memory = model.replay_buffer
+    assert isinstance(memory, FrameReplayBuffer)
+    assert memory.priorities is not None
+    waiting = np.flatnonzero(memory.priorities.values[: memory.adds * 2] == 0) // 2
+    assert set(waiting.tolist()) == set(range(memory.adds - 3, memory.adds))
+
+
+def test_updates_of_many_steps_take_no_more_memory_than_some() -> None:
+    model = filled(2, fast=True)
+    counts: list[int] = []
+    draw = model._draw
+
+    def count(number: int, batch_size: int) -> Any:
+        counts.append(number)
+        return draw(number, batch_size)
+
+    model._draw = count  # type: ignore[method-assign]
+    model.train(150, 8)
+    assert sum(counts) == 150
+    assert max(counts) == 64  # 512 transitions
+
+
+def test_actors_priorities_need_room_for_their_n_steps() -> None:
+    small = DQN("MlpPolicy", Chain(), device="cpu", prioritized=True, actor_priorities=True, n_steps=3, buffer_size=3)
+    with pytest.raises(RequestError, match=r"buffer_size is 3: with actor_priorities it is more than n_steps \(3\)"):
+        small.learn(10)
+
+
+def test_a_model_that_was_loaded_alone_knows_that_it_stacks(tmp_path: Path) -> None:
+    model = filled(prioritized=True)
+    model.save(tmp_path / "model")
+    loaded = DQN.load(tmp_path / "model", device="cpu")
+    assert isinstance(loaded.replay_buffer, FrameReplayBuffer)
+    assert loaded.replay_buffer.n_stack == 4
+
+
+def test_fast_takes_dictionaries_and_arguments_by_position() -> None:
+    env = DummyVecEnv([SimpleMultiObsEnv] * 2)
+    model = DQN("MultiInputPolicy", env, 1e-3, 200, 8, fast=True, device="cpu", gradient_steps=4, batch_size=4)
+    model.learn(40)
+    assert model._n_updates > 0
+
+
 def q_of(model: DQN, observation: NDArray[Any]) -> NDArray[Any]:
     with torch.no_grad():
         found: NDArray[Any] = model.q_net(torch.as_tensor(observation).reshape(1, -1)).numpy()[0]
@@ -428,6 +478,11 @@ def test_it_is_saved_and_loaded_as_sb3s_is(tmp_path: Path) -> None:
         ),
         ({"dueling": True, "policy": "Mlp"}, "dueling takes MlpPolicy, CnnPolicy, MultiInputPolicy, not 'Mlp'"),
         ({"prioritized": True, "buffer_size": 10**14}, "choose a smaller buffer_size"),
+        ({"prioritized": True, "priority_exponent": -1.0}, "priority_exponent is -1.0"),
+        ({"prioritized": True, "priority_exponent": float("nan")}, "priority_exponent is nan"),
+        ({"importance_exponent": 2.0}, "importance_exponent is 2.0"),
+        ({"epsilon_ladder": (2.0, 7.0)}, "epsilon_ladder is"),
+        ({"epsilon_ladder": (0.4,)}, "epsilon_ladder is"),
     ],
 )
 def test_switches_that_do_not_fit_are_refused(kwargs: dict[str, Any], complaint: str) -> None:

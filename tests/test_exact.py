@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -243,12 +244,52 @@ def test_a_replay_memory_that_cannot_be_read_costs_no_more_than_itself(
         file.write_bytes(data)
     assert main([*words, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().err
-    assert "its replay memory is lost and fills again before the next update" in said
+    assert (
+        "an empty replay memory, which fills again before the next update, since the one that was kept is damaged"
+        in said
+    )
     assert "has changed since it was written" in said
-    assert "replay memory is lost" in str(folder.fact("exact_resume"))
+    assert "with an empty replay memory" in str(folder.fact("exact_resume"))
     after = json.loads((max(folder.checkpoints.iterdir()) / "state.json").read_text())["counters"]["_n_updates"]
     left = 1200 - int(newest.name)
     assert updates + (left - 200) // 4 - 3 <= after <= updates + (left - 200) // 4 + 3  # it held back for 200 steps
+
+
+def test_a_replay_memory_that_the_disk_does_not_give_now_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ARMS["all extensions"].split(), "--steps", "480", "--set", "n_envs=4", *EVERY, "--eval-every", "0"]
+    assert start_and_wait(words, tmp_path, "update:110:kill") == -signal.SIGKILL
+    folder = find(tmp_path)
+    before = {file.name: file.read_bytes() for file in folder.replay.iterdir()}
+    read = Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self.parent == folder.replay:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert main([*words, "--out", str(tmp_path)]) == 74
+    assert "cannot be read: Input/output error; mend that" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in folder.replay.iterdir()} == before
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert folder.fact("exact_resume") == "yes"
+
+
+def test_a_checkpoint_without_the_replay_memory_that_it_had_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ARMS["all extensions"].split(), "--steps", "480", "--set", "n_envs=4", *EVERY, "--eval-every", "0"]
+    assert start_and_wait(words, tmp_path, "update:110:kill") == -signal.SIGKILL
+    folder = find(tmp_path)
+    for place in folder.checkpoints.glob("[0-9]*"):
+        state = json.loads((place / "state.json").read_text())
+        del state["replay"]
+        forge(place, state, version=3)  # nor is it in the manifest
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert "an empty replay memory, which fills again before the next update" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

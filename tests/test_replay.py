@@ -272,6 +272,21 @@ TestTwin = Twin.TestCase
 TestTwin.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
+def test_after_a_cut_no_return_reaches_into_the_games_that_follow() -> None:
+    buffer = FrameReplayBuffer(8, IMAGES, ACTIONS, "cpu", 1, n_steps=3, gamma=0.9)
+    stream = Stream(1, 0, ends=0)
+    for reward in (1.0, 10.0):
+        obs, following, action, _, _, infos = stream.next()
+        buffer.add(obs, following, action, np.array([reward]), np.array([False]), infos)
+        if reward == 1.0:
+            last = following.copy()
+            buffer.cut()
+            stream = Stream(1, 1, ends=0)
+    batch = buffer.fetch(Draw(np.array([0]), np.array([0]), None))
+    assert (float(batch.rewards), float(batch.dones)) == (1.0, 0.0)
+    assert np.array_equal(batch.next_observations.numpy(), last)
+
+
 def test_without_priorities_all_transitions_are_drawn_alike() -> None:
     buffer = FrameReplayBuffer(40, IMAGES, ACTIONS, "cpu", 2)
     stream = Stream(2, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,8 +142,15 @@ def forge(folder: Path, segment: Segment, **changes: Any) -> Segment:
     """Write another content under a segment's name, with an entry that fits it."""
     arrays = {**safetensors.numpy.load((folder / segment.name).read_bytes()), **changes}
     data = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    (folder / segment.name).write_bytes(data)
-    return replace(segment, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return entry_of(folder, segment.first, segment.last, data)
+
+
+def entry_of(folder: Path, first: int, last: int, data: bytes) -> Segment:
+    """Write a file as the segment of some rows, and return its entry."""
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"{first:012d}-{last:012d}-{digest[:16]}.safetensors"
+    (folder / name).write_bytes(data)
+    return Segment(name, first, last, len(data), digest)
 
 
 FORGERIES: dict[str, Any] = {
@@ -168,6 +176,40 @@ def test_a_segment_that_no_memory_wrote_is_refused(
         fill(memory(60, 2), folder, [segments[0], forged])
 
 
+def test_a_part_of_a_memory_is_none(written: tuple[FrameReplayBuffer, Path, list[Segment]]) -> None:
+    _, folder, segments = written
+    with pytest.raises(CheckpointError, match="a part of the replay memory is in none of its segments"):
+        fill(memory(60, 2), folder, segments[1:])
+    whole = safetensors.numpy.load((folder / segments[1].name).read_bytes())
+    empty = {
+        "starts": whole["starts"] * 0 + 2**40,
+        "stops": whole["stops"] * 0 + 2**40,
+        "pictures": np.frombuffer(zlib.compress(b""), np.uint8),
+    }
+    with pytest.raises(CheckpointError, match="a part of the replay memory is in none of its segments"):
+        fill(memory(60, 2), folder, [segments[0], forge(folder, segments[1], **empty)])
+
+
+def test_damage_that_the_library_finds_is_a_refusal(written: tuple[FrameReplayBuffer, Path, list[Segment]]) -> None:
+    _, folder, segments = written
+    data = bytearray((folder / segments[1].name).read_bytes())
+    place = data.index(b'"data_offsets":[') + 16
+    data[place : place + 1] = b"9"
+    with pytest.raises(CheckpointError, match="000000000030-000000000050"):
+        fill(memory(60, 2), folder, [segments[0], entry_of(folder, 30, 50, bytes(data))])
+
+
+def test_a_file_that_is_larger_than_any_segment_is_not_read(
+    written: tuple[FrameReplayBuffer, Path, list[Segment]],
+) -> None:
+    _, folder, segments = written
+    large = replace(segments[1], bytes=2**42)
+    with (folder / large.name).open("r+b") as handle:
+        handle.truncate(2**42)  # a hole, which takes no room
+    with pytest.raises(CheckpointError, match="more than such a segment can have"):
+        fill(memory(60, 2), folder, [segments[0], large])
+
+
 def test_segments_of_another_memory_or_in_another_order_are_refused(
     written: tuple[FrameReplayBuffer, Path, list[Segment]],
 ) -> None:
@@ -185,7 +227,8 @@ def test_segments_of_another_memory_or_in_another_order_are_refused(
     [{"name": "../../etc"}, {"first": 1}, {"last": True}, {"bytes": -1}, {"extra": 1}, {"first": "0"}, {"name": 3}],
 )
 def test_an_entry_that_names_no_segment_is_refused(change: dict[str, Any]) -> None:
-    entry = {"name": "000000000000-000000000005.safetensors", "first": 0, "last": 5, "bytes": 3, "sha256": "0"}
+    name = "000000000000-000000000005-" + "0" * 16 + ".safetensors"
+    entry = {"name": name, "first": 0, "last": 5, "bytes": 3, "sha256": "0" * 64}
     assert Segment.of(entry).last == 5
     with pytest.raises(CheckpointError, match="is no segment of a replay memory"):
         Segment.of({**entry, **change})

@@ -450,6 +450,21 @@ def test_a_training_goes_on_when_nobody_listens_to_its_progress(tmp_path: Path) 
     process.stdout.close()
 
 
+@pytest.mark.parametrize("agent", ["per", "apex"])
+def test_a_diverged_agent_with_a_replay_memory_stops_with_70_and_leaves_its_batch(agent: str, tmp_path: Path) -> None:
+    words = f"--game PlaceMatters --agent {agent} --steps 1200 --set n_envs=4 buffer_size=800 learning_starts=80"
+    words += " train_freq=4 learning_rate=1e30 max_grad_norm=1e30 --eval-every 0"
+    done = run(words, tmp_path)
+    assert done.returncode == 70, done.stderr
+    assert "diverged" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = RunFolder(tmp_path / "controls-v1" / f"{agent}-coord-pool" / "PlaceMatters" / "seed-0")
+    assert json.loads(folder.diverged_file.read_text())["step"] > 80
+    batch = {file.stem: np.load(file) for file in folder.diverged_batch.iterdir()}
+    assert {"observations", "next_observations", "actions", "rewards", "dones"} <= set(batch)
+    assert batch["observations"].shape[1:] == (1, 8, 8)
+
+
 def test_a_training_that_diverged_in_its_last_update_is_not_evaluated(tmp_path: Path) -> None:
     words = "--game Pong --steps 10 --set n_envs=2 learning_rate=1e30 max_grad_norm=1e30 --eval-episodes 1"
     done = run(words, tmp_path)
