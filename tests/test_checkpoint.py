@@ -199,7 +199,7 @@ def test_a_forged_file_is_refused_cleanly_whatever_is_in_it(small_run: RunFolder
                 outcomes[type(error).__name__] += 1
         file.write_bytes(whole[file])
     env.close()
-    assert outcomes["ResumableError"] > 100
+    assert outcomes["CheckpointError"] > 100
     assert outcomes["ReplayError"] > 1
 
 
