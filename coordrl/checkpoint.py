@@ -226,18 +226,17 @@ def _read(place: Path, skipped: list[str]) -> Checkpoint:
     state: dict[str, Any] = {}
     with _translated(place):
         manifest = _read_manifest(place)
-        files = list(_read_files(place, manifest))
-    for name, data in files:
-        stem, _, kind = name.partition(".")
-        try:
-            if kind == "safetensors":
-                tensors[stem] = parse_tensors(data)
-            elif kind == "npy":
-                arrays[stem] = parse_array(data)
-            else:
-                state = parse_json(data, finite=True)
-        except (ValueError, safetensors.SafetensorError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-            raise CheckpointError(f"{name}: {error}") from error
+        for name, data in _read_files(place, manifest):
+            stem, _, kind = name.partition(".")
+            try:
+                if kind == "safetensors":
+                    tensors[stem] = parse_tensors(data)
+                elif kind == "npy":
+                    arrays[stem] = parse_array(data)
+                else:
+                    state = parse_json(data, finite=True)
+            except (ValueError, safetensors.SafetensorError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+                raise CheckpointError(f"{name}: {error}") from error
     step = int(place.name)
     if state.get("step") != step:
         raise CheckpointError(f"state.json is of step {state.get('step')!r:.40}")
