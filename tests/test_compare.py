@@ -233,14 +233,13 @@ def test_two_launchers_on_one_folder_do_not_collide(tmp_path: Path) -> None:
 def test_a_run_that_never_succeeds_is_given_up_and_reported_and_the_others_are_done(tmp_path: Path) -> None:
     words = "--suite Pong --extractors nature,coord --seeds 1 --steps 80 --set n_envs=2 --retries 1"
     broken = tmp_path / "zoo-v4" / "a2c-coord" / "Pong" / "seed-0"
-    broken.mkdir(parents=True)
-    (broken / "checkpoints").write_text("a file where a folder belongs")
+    (broken / "checkpoints" / "000000000040").mkdir(parents=True)  # with nothing in it: no checkpoint can be read
     done = compare(words, tmp_path)
     assert done.returncode == 1
     assert "given up after 2 crashes without progress" in done.stderr
     assert "failed: zoo-v4/a2c-coord/Pong/seed-0, exit code 74" in done.stderr
     assert "1 of 2 runs done" in done.stderr
-    (broken / "checkpoints").unlink()
+    (broken / "checkpoints" / "000000000040").rmdir()
     again = compare(words, tmp_path)
     assert again.returncode == 0, again.stderr
 
