@@ -253,7 +253,9 @@ class DQN(stable_baselines3.DQN):
         if not self.actor_priorities or not isinstance(replay_buffer, FrameReplayBuffer) or self._q_values is None:
             return
         if not torch.isfinite(self._q_values).all():
-            raise DivergedError(f"the training diverged by step {self.num_timesteps:,}: Q values are not numbers")
+            raise DivergedError(
+                f"the training diverged by step {self.num_timesteps:,}: Q values are not numbers; try a smaller learning rate"
+            )
         values, self._q_values = self._q_values.double().cpu().numpy(), None
         taken = np.take_along_axis(values, np.reshape(buffer_action, (-1, 1)).astype(np.int64), axis=1)[:, 0]
         self.acting.append(Acting(taken, values.max(axis=1)))
@@ -370,7 +372,7 @@ class DQN(stable_baselines3.DQN):
         else:
             loss = functional.smooth_l1_loss(current, targets)
         self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no hints here
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         errors = (targets - current.detach()).flatten()
@@ -404,9 +406,8 @@ class _Batch(NamedTuple):
 def _fuse(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return `policy_kwargs` with a fused Adam, unless they ask for another optimiser or another form of it."""
     given = policy_kwargs.get("optimizer_kwargs") or {}
-    if policy_kwargs.get("optimizer_class", torch.optim.Adam) is not torch.optim.Adam or {"fused", "foreach"} & set(
-        given
-    ):
+    is_adam = policy_kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
+    if not is_adam or {"fused", "foreach"} & set(given):
         return policy_kwargs
     return {**policy_kwargs, "optimizer_kwargs": {**given, "fused": True}}
 

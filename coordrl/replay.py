@@ -122,6 +122,7 @@ class FrameReplayBuffer(ReplayBuffer):
         dtype = np.dtype(observation_space.dtype)
         check_memory(buffer_size, n_envs, self.obs_shape or (1,), self.n_stack, dtype.itemsize)
         shape = self.obs_shape[1:] if self.n_stack > 1 else self.obs_shape
+        self._all_envs = np.arange(n_envs)
         self.frames = np.zeros((n_envs, frames_needed(rows, self.n_stack), *shape), dtype)
         self.written = np.zeros(n_envs, dtype=np.int64)  # pictures so far; picture k lies at k % capacity
         # Pictures of the observation and of the next one, oldest first, counted from the very first one.
@@ -189,10 +190,6 @@ class FrameReplayBuffer(ReplayBuffer):
             exponent = self.priority_exponent or 0.0
             self.priorities.set(self._places(np.full(self.n_envs, row), self._all_envs), self.max_priority**exponent)
         self._lose()
-
-    @property
-    def _all_envs(self) -> NDArray[np.int64]:
-        return np.arange(self.n_envs)
 
     @property
     def capacity(self) -> int:

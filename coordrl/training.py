@@ -138,8 +138,12 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
 def _patience(spec: Spec) -> float:
     """Return how many times longer than usual nothing need move: where a single rollout or update is a long one."""
     settings = spec.settings
-    steps = settings["n_envs"] * settings.get("n_steps", 1)
-    return float(max(1.0, steps / 5_000, settings.get("gradient_steps", 0) / 1_000))
+    if "buffer_size" not in settings:
+        return float(max(1.0, settings["n_envs"] * settings["n_steps"] / 5_000))
+    # Between two steps of the vector: those gradient steps that its transitions, or the recipe's, are worth.
+    transitions = max(settings["n_envs"], settings["train_freq"])
+    samples = settings["batch_size"] * settings["gradient_steps"] * transitions / settings["train_freq"]
+    return float(max(1.0, samples / 32_000))
 
 
 def _read_newest(
@@ -188,8 +192,9 @@ def _play_again(
         env = model.get_env()
         assert env is not None
         model._last_obs = None  # `learn` begins new games
-        if isinstance(getattr(model, "replay_buffer", None), FrameReplayBuffer):
-            model.replay_buffer.cut()  # type: ignore[attr-defined] # no return reaches from the old ones into these
+        memory = getattr(model, "replay_buffer", None)
+        if isinstance(memory, FrameReplayBuffer):
+            memory.cut()  # no return reaches from the old ones into these
         env.seed(environment_seed(spec.seed, "train", checkpoint.step))
         return [str(error)]
     return []

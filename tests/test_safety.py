@@ -22,8 +22,10 @@ import coordrl
 from coordrl.arrays import parse_array
 from coordrl.errors import RequestError
 from coordrl.files import read_rows, write_json
-from coordrl.results import RunFolder
+from coordrl.recipes import find_recipe
+from coordrl.results import RunFolder, Spec
 from coordrl.train import main
+from coordrl.training import _patience
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -292,7 +294,7 @@ def test_a_diverged_training_leaves_the_batch_it_stumbled_over(tmp_path: Path) -
 HANG = """
 import sys, threading, numpy as np
 import coordrl.watchdog, coordrl.atari
-coordrl.watchdog.STALL_SECONDS = 2.0
+coordrl.watchdog.STALL_SECONDS = 5.0
 real, count = coordrl.atari.AtariVecEnv.step_async, 0
 def step_async(self, actions):
     global count
@@ -306,6 +308,24 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize(
+    ("agent", "overrides", "times"),
+    [
+        ("a2c", [], 1.0),
+        ("a2c", ["n_envs=500", "n_steps=100"], 10.0),
+        ("dqn", ["n_steps=1000"], 1.0),  # of its returns: nothing waits for them
+        ("dqn", ["gradient_steps=2000", "n_envs=1"], 2.0),
+        ("apex", [], 1.0),
+    ],
+)
+def test_the_watchdog_waits_longer_where_a_single_turn_is_a_long_one(
+    agent: str, overrides: list[str], times: float
+) -> None:
+    recipe = find_recipe(agent, overrides)
+    spec = Spec("Pong", agent, recipe.algorithm, "coord", "zoo-v4", 0, 1000, recipe.settings)
+    assert _patience(spec) == times
+
+
 def test_a_hanging_emulator_is_left_with_its_stacks_and_the_run_goes_on(tmp_path: Path) -> None:
     request = "--game Pong --steps 400 --set n_envs=2 --checkpoint-every 80 --eval-every 0 --workers 1"
     words = [*request.split(), "--out", str(tmp_path)]
@@ -313,7 +333,7 @@ def test_a_hanging_emulator_is_left_with_its_stacks_and_the_run_goes_on(tmp_path
         [sys.executable, "-c", HANG, *words], capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT
     )
     assert done.returncode == 74, done.stderr
-    assert "nothing has moved for 2 s, most likely the emulator hangs" in done.stderr
+    assert "nothing has moved for 5 s, most likely the emulator hangs" in done.stderr
     folder = RunFolder(next(tmp_path.glob("*/*/*/seed-*/run.json")).parent)
     assert "recv" in folder.stacks_file.read_text()
     assert max(path.name for path in folder.checkpoints.iterdir()) == "000000000160"
