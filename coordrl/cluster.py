@@ -21,12 +21,11 @@ from typing import Any, final
 
 from coordrl import __version__
 from coordrl.backends import LOST, Work
-from coordrl.errors import RequestError
+from coordrl.joining import import_ray, join
 from coordrl.launch import newest_checkpoint
 from coordrl.process import module_command, module_environment, worker_environment
 from coordrl.results import RunFolder
 
-CONNECT_SECONDS = 5.0
 POLL_SECONDS = 1.0  # between two looks of a node at its run
 LOG_BYTES = 1 << 16  # of a log's end that are sent back
 
@@ -132,17 +131,7 @@ class RayBackend:
     """
 
     def __init__(self, address: str, workers: int) -> None:
-        check_address(address)
-        if address.startswith(("127.", "localhost:")):
-            # Ray takes a loopback address for this machine's outer one, where such a cluster does not listen.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        ray = _import_ray()
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RequestError(f'the Ray cluster at "{address}" cannot be joined: {reason}') from error
-        self._ray = ray
+        self._ray = ray = join(address)
         cores = int(ray.cluster_resources().get("CPU", 0))
         self.slots = workers or max(cores, 1)
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -181,26 +170,6 @@ class RayBackend:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._ray.shutdown()
-
-
-def check_address(address: str) -> None:
-    """Check that something answers at a cluster's address: Ray itself tries for minutes.
-
-    Raises:
-        RequestError: nothing does, or it is no address.
-    """
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
-        raise RequestError(f'--address is "{address}"; it is HOST:PORT of a running Ray cluster, or auto')
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise RequestError(
-            f"no Ray cluster answers at {address}: {error}. Start one with: ray start --head --node-ip-address"
-            " 127.0.0.1 --port 6379"
-        ) from error
 
 
 def train_there(
@@ -244,7 +213,7 @@ def train_there(
 
 def _watch(words: list[str], out: Path, folder: str, mailbox: Any, *, send: bool) -> Report:
     """Run a training to its end, sending what it writes and stopping it when asked to."""
-    ray = _import_ray()
+    ray = import_ray()
     run = RunFolder(out / folder)
     command = [*module_command("coordrl.train"), *words, "--out", str(out)]
     sent = newest_checkpoint(run)
@@ -322,13 +291,3 @@ def _is_same_file(token: tuple[str, int, int]) -> bool:
     except OSError:
         return False
     return (facts.st_ino, facts.st_mtime_ns) == token[1:]
-
-
-def _import_ray() -> Any:
-    """Import ray, or say how to install it."""
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise RequestError("the backend ray needs Ray; install it with: pip install 'coordrl[ray]'") from error
-    return ray

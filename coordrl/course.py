@@ -59,6 +59,8 @@ class Options:
     workers: int = 1  # processes that it may be divided over, the training's own among them
     plan: str | None = None  # the hash of the comparison that the run is part of
     reseed_every: int = RESEED_EVERY  # steps of an environment between new seeds; see coordrl.journal
+    actors: int = 0  # processes on Ray that play; 0: this one plays
+    address: str | None = None  # of the cluster where they are; None: this machine
 
 
 @final
@@ -264,17 +266,15 @@ class Course(BaseCallback):
         speed = f"{rate:,.0f} steps/s" if step > self._rate_from else ""
         learning = ""
         if "buffer_size" in self.spec.settings and step > self._rate_from:
-            updates, samples, ratio = self._throughput()
-            learning = f"{updates:,.0f} updates/s, {samples:,.0f} samples/s ({ratio:.2f} a step)"
+            updates, samples = self._throughput()
+            learning = f"{updates:,.0f} updates/s, {samples:,.0f} samples/s ({samples / max(rate, 1e-9):.2f} a step)"
         return " · ".join(part for part in (f"{self.spec.frames(step):,} frames", speed, learning, mean) if part)
 
-    def _throughput(self) -> tuple[float, float, float]:
-        """Return updates and samples per second since the last row, and samples for each step by the recipe."""
-        settings = self.spec.settings
+    def _throughput(self) -> tuple[float, float]:
+        """Return updates and samples per second since the last row."""
         elapsed = max(time.monotonic() - self._row_time - self._busy, 1e-9)
         updates = (self.model._n_updates - self._updates_from) / elapsed
-        ratio = settings["batch_size"] * settings["gradient_steps"] / settings["train_freq"]
-        return updates, updates * settings["batch_size"], ratio
+        return updates, updates * self.spec.settings["batch_size"]
 
     def _row(self) -> dict[str, Any]:
         """Make the row of progress.jsonl for the steps since the last one."""
@@ -287,7 +287,7 @@ class Course(BaseCallback):
         norms = weight_norms(self._layer) if self._layer is not None else {}
         learning: dict[str, float] = {}
         if "buffer_size" in self.spec.settings:
-            updates, samples, _ = self._throughput()
+            updates, samples = self._throughput()
             learning = {"updates_per_second": round(updates, 1), "samples_per_second": round(samples, 1)}
         return {
             "step": step,

@@ -23,6 +23,7 @@ from torch.nn import functional
 from coordrl.dueling import POLICIES
 from coordrl.errors import DivergedError, RequestError
 from coordrl.replay import Draw, FrameReplayBuffer
+from coordrl.shards import Shards
 from coordrl.vectors import WholeVecEnv
 
 _TOGETHER = 512  # transitions whose targets are computed in one pass, at most
@@ -72,6 +73,8 @@ class DQN(stable_baselines3.DQN):
         path: how updates are computed, in words.
         owed: transitions times gradient steps that no update was made for yet.
         acting: what the network said of the newest rows, which have no priorities yet.
+        ladder_place: the ladder's step of the first environment and the number of all steps, where others explore on
+            the other steps; None: the environments here are all there are.
 
     Raises:
         RequestError: switches that do not fit each other, the policy or the observations.
@@ -98,6 +101,7 @@ class DQN(stable_baselines3.DQN):
         self.acting: deque[Acting] = deque()
         self._keeps = False  # `_q_values`, for the priorities of what is being acted
         self._q_values: Tensor | None = None  # of the step under way, (n_envs, actions)
+        self.ladder_place: tuple[int, int] | None = None
         self.n_stack: int | None = None  # pictures of an observation, where it is known to be a stack
         self.last_batch: ReplayBufferSamples | None = None  # of the last gradient step
         self._collected: int | None = None  # transitions since the last update, in `learn`
@@ -218,7 +222,8 @@ class DQN(stable_baselines3.DQN):
         if self.epsilon_ladder is None or n_envs != self.n_envs:
             return np.full(n_envs, self.exploration_rate)
         base, exponent = self.epsilon_ladder
-        return np.asarray(base ** (1 + exponent * np.arange(n_envs) / max(n_envs - 1, 1)))
+        first, of = self.ladder_place or (0, n_envs)
+        return np.asarray(base ** (1 + exponent * np.arange(first, first + n_envs) / max(of - 1, 1)))
 
     def _on_step(self) -> None:
         """As SB3's; with a ladder, its mean is what is logged."""
@@ -291,7 +296,7 @@ class DQN(stable_baselines3.DQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make gradient steps, each with a batch from the replay memory."""
         memory = self.replay_buffer
-        if isinstance(memory, FrameReplayBuffer) and memory.priorities is not None and memory.priorities.total == 0:
+        if self.prioritized and isinstance(memory, FrameReplayBuffer | Shards) and not memory.drawable:
             return  # nothing has a priority yet: n steps are not over
         waiting = gradient_steps = self._count_steps(gradient_steps)
         if gradient_steps == 0:
@@ -331,7 +336,7 @@ class DQN(stable_baselines3.DQN):
         assert memory is not None
         found: list[tuple[Draw | None, ReplayBufferSamples]] = []
         for _ in range(count):
-            if isinstance(memory, FrameReplayBuffer):
+            if isinstance(memory, FrameReplayBuffer | Shards):
                 draw = memory.draw(batch_size)
                 found.append((draw, memory.fetch(draw, self._vec_normalize_env)))
             else:
@@ -359,7 +364,7 @@ class DQN(stable_baselines3.DQN):
         current = torch.gather(q_values, dim=1, index=samples.actions.long())
         memory, facts = self.replay_buffer, dict[str, float]()
         if self.prioritized:
-            assert isinstance(memory, FrameReplayBuffer)
+            assert isinstance(memory, FrameReplayBuffer | Shards)
             assert draw is not None
             assert draw.probabilities is not None
             exponent = 1.0 - (1.0 - self.importance_exponent) * max(self._current_progress_remaining, 0.0)
@@ -376,7 +381,7 @@ class DQN(stable_baselines3.DQN):
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         errors = (targets - current.detach()).flatten()
-        if draw is not None and isinstance(memory, FrameReplayBuffer):
+        if draw is not None and isinstance(memory, FrameReplayBuffer | Shards):
             facts["replay_age"] = float(memory.ages(draw).mean()) * self.n_envs
             if self.prioritized and torch.isfinite(errors).all():  # otherwise the loss says that it diverged
                 memory.set_priorities(draw, errors.cpu().numpy())

@@ -18,6 +18,7 @@ def make_env(
     training: bool = True,
     workers: Sequence[Worker] = (),
     reseed_every: int | None = None,
+    num_threads: int | None = None,
 ) -> WholeVecEnv:
     """Make `n_envs` copies of a game under the rules of a protocol: an AtariVecEnv, DividedVecEnv or ControlVecEnv.
 
@@ -29,6 +30,7 @@ def make_env(
         training: with the protocol's rules for training. False plays whole games with raw rewards.
         workers: processes that Atari games are divided over, beside this one.
         reseed_every: of Atari games: how often they get new seeds, so that their state can be saved; see AtariVecEnv.
+        num_threads: of the emulator, where nothing is divided; None for one a core.
 
     Raises:
         RequestError: the game, the protocol or a number is wrong.
@@ -53,4 +55,12 @@ def make_env(
         )
     from coordrl.atari import AtariVecEnv  # the emulator, which the controls can do without
 
-    return AtariVecEnv(game, n_envs, protocol=rules.name, seed=seed, training=training, reseed_every=reseed_every)
+    return AtariVecEnv(
+        game,
+        n_envs,
+        protocol=rules.name,
+        seed=seed,
+        num_threads=num_threads,
+        training=training,
+        reseed_every=reseed_every,
+    )

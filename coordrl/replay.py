@@ -150,11 +150,21 @@ class FrameReplayBuffer(ReplayBuffer):
     def settle(self) -> None:
         """Take up what was put into the arrays from outside: rows up to `adds`, pictures up to `written`."""
         self.pos, self.full = self.adds % self.buffer_size, self.adds >= self.buffer_size
-        self._oldest[:] = 0
         self._lose()
         if self.adds:
             newest = self.references[self.pos - 1, :, 1] % self.capacity
             self._last = self.frames[self._all_envs[:, None], newest]
+
+    def begin_at(self, adds: int, written: NDArray[np.int64]) -> None:
+        """Count rows and pictures, (n_envs,), from these numbers on: an empty memory that another one is to go on with."""
+        self.reset()
+        self.adds, self.written[:], self._oldest[:] = adds, written, adds
+        self.pos, self.full = adds % self.buffer_size, adds >= self.buffer_size
+
+    @property
+    def drawable(self) -> bool:
+        """Whether a batch can be drawn: priorities may be missing as long as n steps are not over."""
+        return self.adds > 0 and (self.priorities is None or self.priorities.total > 0)
 
     def add(
         self,

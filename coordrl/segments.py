@@ -167,6 +167,24 @@ def fill(memory: FrameReplayBuffer, folder: Path, segments: Iterable[Segment]) -
         raise CheckpointError("a part of the replay memory is in none of its segments")
 
 
+def append(memory: FrameReplayBuffer, first: int, last: int, data: bytes) -> None:
+    """Add the rows `first` to `last` - 1, as `pack` of a memory that counts like this one returned them, without priorities.
+
+    Raises:
+        CheckpointError: they do not follow the newest row, or are none.
+    """
+    if first != memory.adds:
+        raise CheckpointError(f"rows {memory.adds:,} to {first:,} are missing")
+    try:
+        _unpack(memory, Segment("", first, last, len(data), ""), parse_tensors(data))
+    except (*_DAMAGE, zlib.error, SafetensorError) as error:
+        raise CheckpointError(f"rows {first:,} to {last:,}: {error}") from error
+    if memory.priorities is not None:  # of the rows that lay there before
+        rows = np.arange(first, last) % memory.buffer_size
+        memory.priorities.set(np.add.outer(rows * memory.n_envs, np.arange(memory.n_envs)).flatten(), 0.0)
+    memory.settle()
+
+
 def _most(memory: FrameReplayBuffer, segment: Segment) -> int:
     """Return how many bytes a segment of so many rows can have, however badly its pictures pack."""
     rows = min(segment.last - segment.first, memory.buffer_size)

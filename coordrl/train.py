@@ -15,7 +15,7 @@ import tyro
 from coordrl.console import NO_WORDS, Count, Name, OptionalCount, OptionalName, Settings, parse_arguments, run_command
 from coordrl.errors import RequestError
 from coordrl.faults import arm_from_environment
-from coordrl.process import obey_launcher, tune
+from coordrl.process import allowed_cores, obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
 from coordrl.suites import (
@@ -39,6 +39,8 @@ _AGENT = f"(default: {ATARI.agent}; on the controls {CONTROLS.agent})"
 _EXTRACTOR = f"(default: {ATARI.extractors[-1]}; on the controls {CONTROLS.extractors[-1]})"
 _STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
+ENVS_PER_ACTOR = 8
+MOST_ACTORS = 10_000
 _WORKERS = "(default: one a core or OMP thread, with four environments each at least)"
 
 
@@ -85,6 +87,16 @@ class TrainArguments:
     """computed as SB3 does it, without the fast path: the same algorithm, slower"""
     workers: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint=_WORKERS)] = None
     """processes that an a2c on Atari is divided over; one seed and one number of processes give one result"""
+    backend: Name = "local"
+    """of apex: local, where this process plays and learns in turn; ray: actors play in processes of their own, on this machine
+    or, with --address, on a Ray cluster"""
+    actors: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint="(default: one a core, less one)")] = None
+    """with --backend ray: how many; each takes a core"""
+    envs_per_actor: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint="(default: 8)")] = None
+    """with --backend ray: environments of each; each explores on a step of its own of the epsilon ladder"""
+    address: OptionalName = ""
+    """with --backend ray: HOST:PORT of a Ray cluster that is there, or auto for one on this machine; without it one is started
+    on 127.0.0.1 that ends with the run"""
     reseed_every: Count = RESEED_EVERY
     """steps of an Atari environment after which it gets a new seed at its game's end: what a resumed run plays again at most,
     and the rest of a game; a new seed takes 0.1 to 0.2 s. A resumed run keeps the number that it began with"""
@@ -105,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             _print_list(arguments.out)
             return 0
-        spec, recipe = _specify(arguments)
+        crew = _choose_crew(arguments)
+        spec, recipe = _specify(arguments, crew)
         folder = RunFolder(spec.folder(arguments.out))
         if folder.spec_file.exists():
             folder.read_spec()  # damaged, it is no run to call finished
@@ -130,7 +143,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=count,
             plan=arguments.plan or None,
             reseed_every=arguments.reseed_every,
+            actors=crew[0] if crew else 0,
+            address=arguments.address or None,
         )
+        if crew:
+            from coordrl.apex import Actors, Fleet
+
+            actors = Actors(Fleet(*crew, arguments.address or None))
+            try:
+                train(spec, recipe, folder, options, actors=actors)
+            finally:
+                actors.close()
+            return 0
         workers = hire("coordrl.divided_worker", count)
         try:
             train(spec, recipe, folder, options, workers)
@@ -141,7 +165,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(work)
 
 
-def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
+def _choose_crew(arguments: TrainArguments) -> tuple[int, int] | None:
+    """Return how many actors play on Ray, and how many environments each; None where the training itself plays.
+
+    Raises:
+        RequestError: they do not fit together.
+    """
+    if arguments.backend not in ("local", "ray"):
+        raise RequestError(f'--backend is "{arguments.backend}"; it is local or ray')
+    asked = {
+        "actors": arguments.actors,
+        "envs-per-actor": arguments.envs_per_actor,
+        "address": arguments.address or None,
+    }
+    if arguments.backend == "local":
+        for name, value in asked.items():
+            if value is not None:
+                raise RequestError(f"--{name} is {value}, which is of --backend ray; give both, or leave it out")
+        return None
+    actors = max(1, len(allowed_cores()) - 1) if arguments.actors is None else arguments.actors
+    each = ENVS_PER_ACTOR if arguments.envs_per_actor is None else arguments.envs_per_actor
+    for name, value in (("actors", actors), ("envs-per-actor", each)):
+        if not 1 <= value <= MOST_ACTORS:
+            raise RequestError(f"--{name} is {value}; it is from 1 to {MOST_ACTORS:,}")
+    if any(word.replace(" ", "").startswith("n_envs=") for word in arguments.set):
+        raise RequestError("n_envs is set, but with --backend ray it is --actors times --envs-per-actor; leave it out")
+    return actors, each
+
+
+def _specify(arguments: TrainArguments, crew: tuple[int, int] | None) -> tuple[Spec, str]:
     """Check a request, without any slow import, and return the run it asks for and its recipe as text."""
     if not arguments.game:
         raise RequestError("which game? For example: coordrl train --game MsPacman. See them all with: --list")
@@ -150,7 +202,10 @@ def _specify(arguments: TrainArguments) -> tuple[Spec, str]:
     world = protocol.world
     extractor = arguments.extractor or world.extractors[-1]
     check_extractor(extractor, world)
-    recipe = find_recipe(arguments.agent or world.agent, arguments.set)
+    changes = (*arguments.set, f"n_envs={crew[0] * crew[1]}") if crew else arguments.set
+    recipe = find_recipe(arguments.agent or world.agent, changes)
+    if crew and recipe.algorithm != "apex":
+        raise RequestError(f"--backend ray is for --agent apex; {recipe.name} plays in the process that learns")
     steps = world.steps if arguments.steps is None else arguments.steps
     if steps < 1:
         raise RequestError(f"--steps is {steps}; it is a whole number from 1")

@@ -17,10 +17,12 @@ from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
 from coordrl.algorithms import build_model, check_device, environment_seed, skip_compiler
+from coordrl.apex import Actors, build_learner, learn_from
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Options, StopSignals
 from coordrl.curves import TensorBoardView
+from coordrl.dqn import DQN
 from coordrl.environments import make_env
 from coordrl.errors import CheckpointError, DivergedError, ReplayError, ResumableError, StoppedError
 from coordrl.exactness import conditions, differences, promise, versions
@@ -32,6 +34,7 @@ from coordrl.replay import FrameReplayBuffer, check_memory
 from coordrl.results import RunFolder, Spec
 from coordrl.snapshot import restore, restore_games, restore_generators
 from coordrl.suites import find_protocol
+from coordrl.vectors import WholeVecEnv
 from coordrl.watchdog import Watchdog
 from coordrl.workers import Worker, end
 
@@ -39,7 +42,14 @@ WENT_ON = "no: went on at step"
 _EMPTY = "an empty replay memory, which fills again before the next update"
 
 
-def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers: Sequence[Worker] = ()) -> None:
+def train(
+    spec: Spec,
+    recipe: str,
+    folder: RunFolder,
+    options: Options,
+    workers: Sequence[Worker] = (),
+    actors: Actors | None = None,
+) -> None:
     """Train a run to its end, going on from its last checkpoint if there is one.
 
     Args:
@@ -48,6 +58,7 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
         folder: where it lies.
         options: how it is carried out.
         workers: processes to divide it over, which are ended here.
+        actors: that play for it, instead of this process.
 
     Raises:
         RequestError: another run lies in the folder, or the device does not exist.
@@ -70,11 +81,20 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
             end(workers)  # the network is where they cannot reach it
             workers = ()
         n_envs = int(spec.settings["n_envs"])
-        env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every)
+        model: BaseAlgorithm
+        env: WholeVecEnv
+        if actors:
+            model, env = build_learner(spec, actors.fleet, device=options.device, fast=not options.general)
+        else:
+            env = make_env(
+                spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every
+            )
         try:
-            with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
-                model = build_model(spec, env, device=options.device, fast=not options.general)
-            facts: dict[str, Any] = {"parameters": _parameters(model), "processes": len(workers) + 1}
+            if not actors:
+                with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
+                    model = build_model(spec, env, device=options.device, fast=not options.general)
+            processes = (actors.fleet.actors if actors else len(workers)) + 1
+            facts: dict[str, Any] = {"parameters": _parameters(model), "processes": processes}
             facts["path"] = model.choose_path() if isinstance(model, A2C) else str(getattr(model, "path", "general"))
             marks = Marks()
 
@@ -85,22 +105,25 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
 
             checkpoint, lost = _read_newest(folder, model, use)
             begins_at = checkpoint.step if checkpoint else 0
-            replay = checkpoint.replay if checkpoint and not lost else ()
+            replay = checkpoint.replay if checkpoint and not lost and not actors else ()
             if getattr(model, "replay_buffer", None) is not None and not replay and 0 < begins_at < spec.steps:
                 lost = lost or f"{_EMPTY}, since the checkpoint holds none"
             marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
-            now = conditions(model, len(workers) + 1)
+            now = conditions(model, processes)
             now |= {"eval_every": options.eval_every, "eval_episodes": options.eval_episodes}
             before = str(folder.fact("exact_resume")) if checkpoint else ""
             facts["exact_resume"] = before if before.startswith(WENT_ON) else promise(model)
+            if actors:
+                facts["exact_resume"] = "no: what actors play is learnt from when it comes"
             view = _show_again(folder, marks)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
                 if checkpoint:
                     reasons = differences(checkpoint.state.get("conditions"), now)
-                    reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
+                    if not actors:
+                        reasons += _play_again(model, checkpoint, spec, line, signals, watchdog)
                     reasons += [lost] if lost else []
                     if reasons and str(facts["exact_resume"]).startswith("yes"):
                         facts["exact_resume"] = f"{WENT_ON} {begins_at:,} with {'; '.join(reasons)}"
@@ -117,8 +140,14 @@ def train(spec: Spec, recipe: str, folder: RunFolder, options: Options, workers:
                 try:
                     # One call, whatever came before: SB3 adds the steps so far to the total by itself, and
                     # calling `learn` in chunks would bend every schedule.
-                    learn: Any = model.learn  # SB3's hint forbids the log_interval=None that its code takes
-                    learn(spec.steps - begins_at, callback=course, log_interval=None, reset_num_timesteps=False)
+                    if actors:
+                        assert isinstance(model, DQN)
+                        line.say(actors.summary)
+                        actors.begin(spec, model, fast=not options.general, say=line.say)
+                        learn_from(actors, model, course, spec.steps, stopped=lambda: bool(signals.received))
+                    else:
+                        learn: Any = model.learn  # SB3's hint forbids the log_interval=None that its code takes
+                        learn(spec.steps - begins_at, callback=course, log_interval=None, reset_num_timesteps=False)
                     course.finish()
                 except DivergedError as error:
                     course.record_divergence(error)

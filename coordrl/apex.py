@@ -1,0 +1,318 @@
+"""Ape-X over processes and machines (Horgan et al. 2018, arXiv 1803.00933): actors on Ray, replay and learner here.
+
+Each actor plays on while the learner learns, and takes the newest weights with every chunk of play. Nobody runs away:
+an actor has two chunks in hand at most, played or not, and gets another only when the learner has taken one in; the
+learner makes the gradient steps that the steps so far are worth by the recipe, and no more. An actor that is lost is
+replaced by one in its place: the same steps of the epsilon ladder, the same shard of the replay memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import polyak_update
+
+from coordrl.actor import STEPS, Actor, Chunk, Place, Weights
+from coordrl.algorithms import build_model, environment_seed
+from coordrl.course import Course
+from coordrl.dqn import DQN
+from coordrl.environments import make_env
+from coordrl.errors import CoordrlError, RequestError, ResumableError
+from coordrl.exactness import versions
+from coordrl.joining import join, start
+from coordrl.replay import FrameReplayBuffer
+from coordrl.results import Spec
+from coordrl.segments import append
+from coordrl.shards import Shards
+from coordrl.vectors import WholeVecEnv
+
+IN_HAND = 2  # chunks of an actor: one that it plays while the other is on its way
+LOSSES = 5  # in a row without a chunk in between, of one actor, until the run gives up
+LOOK_SECONDS = 0.2  # between two looks for a signal while nothing comes
+_MATTER = ("python", "coordrl", "torch", "stable_baselines3", "ale-py", "numpy")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Which actors play, and where.
+
+    Args:
+        actors: at least 1.
+        n_envs: of each.
+        address: of a Ray cluster that is there, or None for one of this machine that ends with the run.
+    """
+
+    actors: int
+    n_envs: int
+    address: str | None
+
+
+@final
+class ElsewhereVecEnv(WholeVecEnv):
+    """Stands in the learner for the environments that its actors play: their number and their spaces, no play."""
+
+    made_of, seen_by = "played by actors", "evaluate plays games of its own"
+
+    def __init__(self, one: WholeVecEnv, n_envs: int) -> None:
+        super().__init__(n_envs, one.observation_space, one.action_space)
+        self.game, self.protocol, self.training = one.game, one.protocol, one.training
+        self.action_meanings = one.action_meanings
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Return blank observations: the games begin where they are played."""
+        shape, dtype = self.observation_space.shape, self.observation_space.dtype
+        assert shape is not None
+        return np.zeros((self.num_envs, *shape), dtype)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Refuse.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("these environments are played by actors, not here")
+
+    def step_wait(self) -> Any:
+        """Refuse.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("these environments are played by actors, not here")
+
+    def close(self) -> None:
+        """Do nothing: the actors end with the fleet."""
+
+
+@dataclass
+class _Berth:
+    """An actor's place: who is there now, and what it was asked for."""
+
+    handle: Any = None
+    asked: deque[tuple[Any, int]] = field(default_factory=deque)  # what will come, in order, and of how many steps
+    losses: int = 0  # since the last chunk
+    lives: int = 0
+
+
+@final
+class Actors:
+    """The actors of a run on a Ray cluster.
+
+    Args:
+        fleet: which, and where.
+
+    Raises:
+        RequestError: ray is not installed, the cluster does not answer, or has too few cores.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._ray = join(fleet.address) if fleet.address else start(fleet.actors)
+        cores = int(self._ray.cluster_resources().get("CPU", 0))
+        if cores < fleet.actors:
+            self._ray.shutdown()
+            raise RequestError(
+                f"--actors is {fleet.actors}, and the Ray cluster has {cores} cores: an actor takes one. Ask for fewer, or"
+                " add nodes to it"
+            )
+        self._berths = [_Berth() for _ in range(fleet.actors)]
+        self._say: Callable[[str], None] = print
+
+    @property
+    def summary(self) -> str:
+        """What they are, in words."""
+        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        where = f"a Ray cluster of {nodes} node{'s' if nodes != 1 else ''}" if self.fleet.address else "this machine"
+        return f"{self.fleet.actors} actors of {self.fleet.n_envs} environments each on {where}"
+
+    def begin(self, spec: Spec, model: DQN, *, fast: bool, say: Callable[[str], None]) -> None:
+        """Man every place, for a model that `build_learner` made; nothing is played before the first `ask`."""
+        assert isinstance(model.replay_buffer, Shards)
+        self._spec, self._memory, self._fast, self._say = spec, model.replay_buffer, fast, say
+        self._step = model.num_timesteps  # new seeds after each start
+        self._versions = {name: found for name, found in versions().items() if name in _MATTER}
+        self._remote = self._ray.remote(Actor).options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
+        for index in range(self.fleet.actors):
+            self._man(index)
+
+    def lend(self, weights: Weights) -> Any:
+        """Put weights where actors can take them from; returns what `ask` takes."""
+        return self._ray.put(weights)
+
+    def ask(self, weights: Any, transitions: int) -> None:
+        """Ask every actor that has something in hand to spare to play, up to so many transitions together, but for rounding."""
+        for berth in self._berths:
+            while len(berth.asked) < IN_HAND and self.asked < transitions:
+                steps = min(STEPS, -(-(transitions - self.asked) // self.fleet.n_envs))
+                berth.asked.append((berth.handle.play.remote(weights, steps), steps))
+
+    @property
+    def asked(self) -> int:
+        """How many transitions were asked for and did not come yet."""
+        return sum(steps for berth in self._berths for _, steps in berth.asked) * self.fleet.n_envs
+
+    def take(self, wait: float) -> Chunk | None:
+        """Take one chunk in: into its actor's shard; None if none came in `wait` seconds.
+
+        Raises:
+            CoordrlError: an actor's, as it raised it.
+            ResumableError: an actor is lost again and again.
+        """
+        first = {berth.asked[0][0]: index for index, berth in enumerate(self._berths) if berth.asked}
+        ready, _ = self._ray.wait(list(first), timeout=wait)
+        if not ready:
+            return None
+        index = first[ready[0]]
+        berth, shard = self._berths[index], self._memory.shards[index]
+        try:
+            chunk: Chunk = self._ray.get(ready[0])
+            append(shard, chunk.first, chunk.last, chunk.rows)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, CoordrlError):
+                raise error.cause from None
+            self._lose(index, repr(error.cause))
+            return None
+        except self._ray.exceptions.RayError as error:
+            self._lose(index, str(error).strip().splitlines()[-1])
+            return None
+        berth.asked.popleft()
+        berth.losses = 0
+        rows = np.arange(chunk.settled, chunk.settled + len(chunk.priorities)) % shard.buffer_size
+        assert shard.priorities is not None
+        shard.priorities.set(np.add.outer(rows * shard.n_envs, np.arange(shard.n_envs)), chunk.priorities)
+        shard.max_priority = max(shard.max_priority, chunk.largest)
+        return chunk
+
+    def close(self) -> None:
+        """End the actors; a cluster that was there before goes on."""
+        self._ray.shutdown()
+
+    def _man(self, index: int) -> None:
+        """Put a new actor into a place."""
+        berth, shard, spec = self._berths[index], self._memory.shards[index], self._spec
+        seed = environment_seed(spec.seed, f"actor {index}, life {berth.lives}", self._step)
+        place = Place(
+            index, self.fleet.actors, self.fleet.n_envs, seed, shard.adds, shard.written.copy(), self._versions
+        )
+        berth.handle = self._remote.remote(spec, place, fast=self._fast)
+        berth.asked = deque()
+        berth.lives += 1
+
+    def _lose(self, index: int, reason: str) -> None:
+        """Replace an actor that is gone: the rows it left without priorities get the largest, its games go no further."""
+        berth, shard = self._berths[index], self._memory.shards[index]
+        berth.losses += 1
+        if berth.losses >= LOSSES:
+            raise ResumableError(
+                f"actor {index} was lost {LOSSES} times before it could play: {reason}. Mend that; the same command goes on"
+                " from the last checkpoint"
+            )
+        self._ray.kill(berth.handle)
+        if shard.adds:
+            shard.cut()
+            shard.let_go(min(shard.n_steps, shard.adds))
+        self._man(index)
+        self._say(f"actor {index} was lost ({reason}); another takes its place as soon as there is a core for it")
+
+
+def build_learner(spec: Spec, fleet: Fleet, *, device: str, fast: bool) -> tuple[DQN, ElsewhereVecEnv]:
+    """Build the learner of a run: a DQN whose transitions come from actors, a shard of the replay memory for each."""
+    one = make_env(spec.game, 1, protocol=spec.protocol)
+    env = ElsewhereVecEnv(one, fleet.actors * fleet.n_envs)
+    one.close()
+    small = replace(spec, settings={**spec.settings, "buffer_size": 1})  # the shards are made here
+    model = build_model(small, env, device=device, fast=fast)
+    assert isinstance(model, DQN)
+    made = model.replay_buffer
+    assert isinstance(made, FrameReplayBuffer)
+    size = int(spec.settings["buffer_size"]) // fleet.actors
+    model.buffer_size = int(spec.settings["buffer_size"])
+    model.replay_buffer = Shards(
+        [
+            FrameReplayBuffer(
+                size,
+                model.observation_space,
+                model.action_space,
+                model.device,
+                fleet.n_envs,
+                n_steps=made.n_steps,
+                gamma=made.gamma,
+                n_stack=made.n_stack,
+                priority_exponent=made.priority_exponent,
+            )
+            for _ in range(fleet.actors)
+        ]
+    )
+    return model, env
+
+
+def learn_from(actors: Actors, model: DQN, course: Course, total: int, *, stopped: Callable[[], bool]) -> None:
+    """Train until `total` steps have come from the actors.
+
+    Args:
+        actors: whose `begin` was called.
+        model: as `build_learner` made it.
+        course: what happens beside the learning.
+        total: steps of the whole run.
+        stopped: whether a signal asks for the end; asked while nothing comes.
+
+    Raises:
+        CoordrlError: an actor's.
+        ResumableError: an actor is lost again and again.
+    """
+    memory, settings = model.replay_buffer, course.spec.settings
+    assert isinstance(memory, Shards)
+    _, callback = model._setup_learn(total - model.num_timesteps, course, reset_num_timesteps=False)
+    callback.on_training_start(locals(), globals())
+    weights, made = actors.lend(_weights(model)), model._n_updates
+    enough = min(int(settings["learning_starts"]), memory.buffer_size * memory.n_envs // 2)
+    idle, since = 0.0, time.monotonic()
+    while model.num_timesteps < total:
+        callback.on_rollout_start()
+        if model._n_updates > made:
+            weights, made = actors.lend(_weights(model)), model._n_updates
+        actors.ask(weights, total - model.num_timesteps)
+        began = time.monotonic()
+        while (chunk := actors.take(LOOK_SECONDS)) is None:
+            actors.ask(weights, total - model.num_timesteps)  # of one that took another's place
+            if stopped():
+                callback.on_rollout_start()
+        idle += time.monotonic() - began
+        transitions = (chunk.last - chunk.first) * memory.each
+        _count(model, callback, chunk.games, transitions)
+        if memory.transitions >= enough and memory.drawable:
+            owed = model.owed + transitions * int(settings["gradient_steps"])
+            due, model.owed = divmod(owed, int(settings["train_freq"]))
+            if due:
+                model.train(due, int(settings["batch_size"]))
+        model.logger.record("train/learner_idle", idle / max(time.monotonic() - since, 1e-9))
+        if time.monotonic() - since > 60:  # of the last minute
+            idle, since = idle / 2, (since + time.monotonic()) / 2
+    callback.on_training_end()
+
+
+def _count(model: DQN, callback: BaseCallback, games: list[tuple[float, int]], transitions: int) -> None:
+    """Count steps and games that have come, and let the target network follow where it is due."""
+    before, interval = model.num_timesteps, model.target_update_interval
+    model.num_timesteps += transitions
+    infos: list[dict[str, Any]] = [{"episode": {"r": r, "l": length}} for r, length in games]
+    model._update_info_buffer(infos, np.zeros(len(infos), np.bool_))
+    callback.update_locals({"infos": infos})
+    callback.on_step()
+    model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+    if model.num_timesteps // interval > before // interval:
+        polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
+    model.exploration_rate = float(model.epsilons(model.n_envs).mean())
+    model.logger.record("rollout/exploration_rate", model.exploration_rate)
+
+
+def _weights(model: DQN) -> Weights:
+    """Return copies of the Q network's weights."""
+    return {name: parameter.detach().cpu().numpy().copy() for name, parameter in model.q_net.named_parameters()}

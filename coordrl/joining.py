@@ -1,0 +1,89 @@
+"""Join a Ray cluster, or start one of this machine alone. Needs the extra `ray`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from typing import Any
+
+from coordrl.errors import RequestError
+
+CONNECT_SECONDS = 5.0
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+
+
+def import_ray() -> Any:
+    """Import ray, or say how to install it."""
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise RequestError("the backend ray needs Ray; install it with: pip install 'coordrl[ray]'") from error
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Check that something answers at a cluster's address: Ray itself tries for minutes.
+
+    Raises:
+        RequestError: nothing does, or it is no address.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise RequestError(f'--address is "{address}"; it is HOST:PORT of a running Ray cluster, or auto')
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            f"no Ray cluster answers at {address}: {error}. Start one with: ray start --head --node-ip-address"
+            " 127.0.0.1 --port 6379"
+        ) from error
+
+
+def join(address: str) -> Any:
+    """Join a cluster that is there already, and return the module ray.
+
+    Args:
+        address: of the cluster's head, HOST:PORT, or auto for one that runs on this machine.
+
+    Raises:
+        RequestError: ray is not installed, or nothing answers at the address.
+    """
+    check_address(address)
+    if address.startswith(("127.", "localhost:")):
+        _stay_on_loopback()
+    ray = import_ray()
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f'the Ray cluster at "{address}" cannot be joined: {reason}') from error
+    return ray
+
+
+def start(cores: int) -> Any:
+    """Start a cluster of this machine alone, which ends with this process, and return the module ray.
+
+    It listens on 127.0.0.1, asks everyone for a token that it makes up, and has no dashboard.
+
+    Raises:
+        RequestError: ray is not installed, or does not start.
+    """
+    _stay_on_loopback()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    ray = import_ray()
+    try:
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f"Ray does not start on this machine: {reason}") from error
+    return ray
+
+
+def _stay_on_loopback() -> None:
+    """Keep Ray from taking a loopback address for this machine's outer one."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
