@@ -180,7 +180,7 @@ class Actors:
             self._lose(index, repr(error.cause))
             return None
         except self._ray.exceptions.RayError as error:
-            self._lose(index, str(error).strip().splitlines()[-1])
+            self._lose(index, _first_words(error))
             return None
         berth.asked.popleft()
         berth.losses = 0
@@ -220,6 +220,11 @@ class Actors:
             shard.let_go(min(shard.n_steps, shard.adds))
         self._man(index)
         self._say(f"actor {index} was lost ({reason}); another takes its place as soon as there is a core for it")
+
+
+def _first_words(error: Exception) -> str:
+    """Return what Ray says of a loss, without its list of what may have been the cause."""
+    return " ".join(str(error).split()).partition(" Some common causes")[0][:300]
 
 
 def build_learner(spec: Spec, fleet: Fleet, *, device: str, fast: bool) -> tuple[DQN, ElsewhereVecEnv]:

@@ -378,7 +378,7 @@ class DQN(stable_baselines3.DQN):
             loss = functional.smooth_l1_loss(current, targets)
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no hints here
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self._clip_gradients()
         self.policy.optimizer.step()
         errors = (targets - current.detach()).flatten()
         if draw is not None and isinstance(memory, FrameReplayBuffer | Shards):
@@ -388,6 +388,15 @@ class DQN(stable_baselines3.DQN):
         q_values = q_values.detach()
         facts |= {"q_mean": q_values.mean().item(), "q_max": q_values.max().item()}
         return {"loss": loss.item(), "td_error": errors.abs().mean().item(), **facts}
+
+    def _clip_gradients(self) -> None:
+        """Scale the gradients down to the largest norm, if theirs is larger."""
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        if self.fast:  # torch's own multiplies all of them in any case, most often by 1
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            if norm <= self.max_grad_norm:
+                return
+        nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
     def _lay_out(self, images: Any) -> Any:
         """Return a batch in the layout that is computed in: channels_last where `fast`; of pictures alone."""

@@ -3,6 +3,7 @@
 python ray_cluster.py       prints the address of a head without cores, then obeys:
 add                         one more node, with one core
 add FOLDER                  the same, and it sees an empty folder in the place of FOLDER
+add-older                   one more node, with an older coordrl than this one's
 kill                        the oldest node and all that runs on it, as a power cut does
 """
 
@@ -12,12 +13,18 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's outer address
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
 
+_OLDER = """import importlib.metadata
+true = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.0.1" if name == "coordrl" else true(name)
+"""
 CLONE_NEWNS = 0x00020000  # Linux's sched.h: mounts of one's own
 
 
@@ -36,6 +43,10 @@ def main() -> None:
             nodes.append(cluster.add_node(num_cpus=1, **options))
             if len(words) > 1:
                 subprocess.run(["umount", "--lazy", words[1]], check=True)
+        elif words[0] == "add-older":
+            place = tempfile.mkdtemp()
+            Path(place, "sitecustomize.py").write_text(_OLDER)
+            nodes.append(cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": place}, **options))
         else:
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
         print("done", flush=True)

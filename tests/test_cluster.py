@@ -42,7 +42,7 @@ def wait_for(condition: Any, seconds: float = 180) -> None:
 class Cluster:
     """A head without cores, and nodes with one core each; see tests/ray_cluster.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
         program = Path(__file__).parent / "ray_cluster.py"
         self._process = subprocess.Popen(
             [sys.executable, program],
@@ -51,6 +51,7 @@ class Cluster:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            env=environment,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
