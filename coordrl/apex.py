@@ -26,7 +26,7 @@ from coordrl.dqn import DQN
 from coordrl.environments import make_env
 from coordrl.errors import CoordrlError, RequestError, ResumableError
 from coordrl.exactness import versions
-from coordrl.joining import join, start
+from coordrl.joining import asks_for_token, join, start
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import Spec
 from coordrl.segments import append
@@ -139,6 +139,8 @@ class Actors:
         self._step = model.num_timesteps  # new seeds after each start
         self._versions = {name: found for name, found in versions().items() if name in _MATTER}
         self._remote = self._ray.remote(Actor).options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
+        if not asks_for_token():
+            say("the Ray cluster asks for no token: who reaches its ports can run programs on its nodes")
         for index in range(self.fleet.actors):
             self._man(index)
 

@@ -60,8 +60,14 @@ def join(address: str) -> Any:
         ray.init(address=address, **_QUIET)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RequestError(f'the Ray cluster at "{address}" cannot be joined: {reason}') from error
+        hint = "" if asks_for_token() else ". If it asks for a token: set RAY_AUTH_MODE=token here, as on its nodes"
+        raise RequestError(f'the Ray cluster at "{address}" cannot be joined: {reason}{hint}') from error
     return ray
+
+
+def asks_for_token() -> bool:
+    """Whether this process shows a token to the cluster that it joins, and the cluster would ask for one."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def start(cores: int) -> Any:

@@ -182,7 +182,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_and_asks_for_a_token(
     }  # 127.0.0.1, ::ffff:127.0.0.1
     assert places
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(learner.pid)]
-    port = next(found[1].decode() for line in commands if (found := re.search(rb"--gcs_server_port=(\d+)", line)))
+    port = next(found[1].decode() for line in commands if (found := re.search(rb"--gcs-address=127\.0\.0\.1:(\d+)", line)))
     program = "import sys, ray; ray.init(address=sys.argv[1], logging_level='error', _node_ip_address='127.0.0.1'); print(1)"
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in children(learner.pid)]
     right = next(found[1].decode() for text in environments if (found := re.search(rb"RAY_AUTH_TOKEN=(\w+)", text)))
