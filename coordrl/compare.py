@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +27,12 @@ from coordrl.console import (
     tell,
 )
 from coordrl.errors import RequestError, StoppedError, suggest
+from coordrl.footprint import check_memory, memory_needed
 from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
-from coordrl.plan import PLAN_FILE, Plan, make_plan, read_plan, write_plan
+from coordrl.plan import PLAN_FILE, Cell, Plan, make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores, check_device_name
 from coordrl.results import RunFolder
-from coordrl.suites import ATARI, CONTROLS, choose_protocol, find_suite
+from coordrl.suites import ATARI, CONTROLS, choose_protocol, find_protocol, find_suite
 
 if TYPE_CHECKING:
     from coordrl.estimate import Rate
@@ -115,6 +116,8 @@ def _compare(arguments: CompareArguments) -> int:
     if arguments.backend == "slurm":
         return _write_slurm(plan, arguments)
     backend = _make_backend(arguments, len(plan.runs))
+    if arguments.backend == "local" and (largest := _largest_memory(plan.runs)):
+        check_memory(*largest, runs=backend.slots)
     with RunFolder(arguments.out / "compare").lock():
         plan = _settle_plan(plan, arguments)
         outcome = _carry_out(plan, arguments, backend)
@@ -284,6 +287,17 @@ def _print_matrix(plan: Plan, states: list[CellState], *, is_written: bool) -> N
             print(f"  {game:<{wide}}{row}")
 
 
+def _largest_memory(cells: Iterable[Cell]) -> tuple[int, int, tuple[int, ...], int] | None:
+    """Return what `memory_needed` takes for the largest replay memory of some runs; None if none has one."""
+    images = ((cell.spec.settings, find_protocol(cell.spec.protocol).world.image) for cell in cells)
+    sizes = {
+        (int(settings["buffer_size"]), int(settings["n_envs"]), image, image[0])
+        for settings, image in images
+        if "buffer_size" in settings
+    }
+    return max(sizes, key=lambda size: memory_needed(*size), default=None)
+
+
 def _print_cost(plan: Plan, arguments: CompareArguments) -> None:
     """Measure, and print what the rest will cost on this machine."""
     from coordrl.estimate import add_up, measure
@@ -302,7 +316,12 @@ def _print_cost(plan: Plan, arguments: CompareArguments) -> None:
     print(
         f"all together {total:,.0f} steps/s; {len(left)} runs are left: {format_seconds(cost.seconds)} without evaluations"
     )
-    print(f"disk: {cost.bytes / 1e9:,.1f} GB; {free / 1e9:,.1f} GB are free there")
+    replay = 0.0
+    if largest := _largest_memory(left):
+        replay = memory_needed(*largest) * min(backend.slots, len(left)) / 1e9
+        print(f"memory: {replay:,.1f} GB of replay memories at a time, and some 0.5 GB a run beside")
+    more = f", and up to {replay:,.1f} GB meanwhile for replay memories" if replay else ""
+    print(f"disk: {cost.bytes / 1e9:,.1f} GB{more}; {free / 1e9:,.1f} GB are free there")
 
 
 def _existing(path: Path) -> Path:

@@ -18,11 +18,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from coordrl.errors import RequestError
-from coordrl.process import available_memory
+from coordrl.footprint import check_memory, frames_needed
 from coordrl.sumtree import SumTree
 
 SMALLEST_PRIORITY = 1e-6  # added to |TD error|, so that nothing is never drawn again (Schaul et al. 2016, section 3.3)
-_SPARE = 32  # one picture more than transitions in so many: those with which games begin and end
 
 
 class Draw(NamedTuple):
@@ -31,33 +30,6 @@ class Draw(NamedTuple):
     rows: NDArray[np.int64]  # (batch,), of the ring
     envs: NDArray[np.int64]  # (batch,)
     probabilities: NDArray[np.float64] | None  # (batch,), with which each was drawn; None: all alike
-
-
-def frames_needed(rows: int, n_stack: int) -> int:
-    """Return how many pictures of an environment are kept for so many transitions of it."""
-    return rows + rows // _SPARE + 4 * n_stack
-
-
-def memory_needed(buffer_size: int, n_envs: int, shape: tuple[int, ...], n_stack: int, itemsize: int = 1) -> int:
-    """Return the bytes that a memory of `buffer_size` transitions takes, for observations of a shape."""
-    rows = max(buffer_size // n_envs, 1)
-    picture = int(np.prod(shape)) // n_stack * itemsize
-    each = 2 * n_stack * 8 + 8 + 3 * 4 + 16  # references, action, reward, done, timeout, priority with its inner node
-    return n_envs * (frames_needed(rows, n_stack) * picture + rows * each)
-
-
-def check_memory(buffer_size: int, n_envs: int, shape: tuple[int, ...], n_stack: int, itemsize: int = 1) -> None:
-    """Check that a replay memory fits this machine, before anything is allocated.
-
-    Raises:
-        RequestError: it does not.
-    """
-    needed, free = memory_needed(buffer_size, n_envs, shape, n_stack, itemsize), available_memory()
-    if free is not None and needed > free:
-        raise RequestError(
-            f"a replay memory of {buffer_size:,} transitions takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-            f" here; choose a smaller buffer_size: {int(buffer_size * free / needed * 0.8):,} would fit"
-        )
 
 
 @final

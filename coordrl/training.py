@@ -28,9 +28,10 @@ from coordrl.errors import CheckpointError, DivergedError, ReplayError, Resumabl
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.files import cut_rows
+from coordrl.footprint import check_memory
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
-from coordrl.replay import FrameReplayBuffer, check_memory
+from coordrl.replay import FrameReplayBuffer
 from coordrl.results import RunFolder, Spec
 from coordrl.snapshot import restore, restore_games, restore_generators
 from coordrl.suites import find_protocol

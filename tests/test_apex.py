@@ -182,13 +182,22 @@ def test_a_cluster_of_its_own_listens_on_loopback_and_asks_for_a_token(
     }  # 127.0.0.1, ::ffff:127.0.0.1
     assert places
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(learner.pid)]
-    port = next(found[1].decode() for line in commands if (found := re.search(rb"--gcs-address=127\.0\.0\.1:(\d+)", line)))
-    program = "import sys, ray; ray.init(address=sys.argv[1], logging_level='error', _node_ip_address='127.0.0.1'); print(1)"
+    port = next(
+        found[1].decode() for line in commands if (found := re.search(rb"--gcs-address=127\.0\.0\.1:(\d+)", line))
+    )
+    program = (
+        "import sys, ray; ray.init(address=sys.argv[1], logging_level='error', _node_ip_address='127.0.0.1'); print(1)"
+    )
     environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in children(learner.pid)]
     right = next(found[1].decode() for text in environments if (found := re.search(rb"RAY_AUTH_TOKEN=(\w+)", text)))
     assert right != ENVIRONMENT["RAY_AUTH_TOKEN"]  # made for this cluster alone
     for mode, token, joins in (("disabled", "", False), ("token", "0" * 64, False), ("token", right, True)):
-        outside = {**os.environ, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        outside = {
+            **os.environ,
+            "RAY_AUTH_MODE": mode,
+            "RAY_AUTH_TOKEN": token,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
         words = ["timeout", "20", sys.executable, "-c", program, f"127.0.0.1:{port}"]
         done = subprocess.run(words, env=outside, capture_output=True, text=True)
         assert (done.returncode == 0) is joins, done.stderr

@@ -23,7 +23,7 @@ from coordrl.backends import LocalBackend, Work
 from coordrl.compare import main
 from coordrl.launch import Launcher, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
-from coordrl.process import allowed_cores
+from coordrl.process import allowed_cores, available_memory
 from coordrl.results import RunFolder
 from coordrl.slurm import write_script
 from coordrl.suites import CONTROLS
@@ -154,6 +154,27 @@ def test_a_dry_run_measures_what_the_rest_will_cost(tmp_path: Path, capfd: pytes
     assert "4 runs are left: " in shown
     assert "GB are free there" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_what_replay_memories_take(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "--suite Pong --agents dqn --extractors coord --seeds 3 --steps 400 --workers 2 --dry-run"
+    assert main([*words.split(), "--out", str(tmp_path / "runs")]) == 0
+    shown = capfd.readouterr().out
+    assert "memory: 1.5 GB of replay memories at a time" in shown  # two of 100,000 transitions
+    assert "and up to 1.5 GB meanwhile for replay memories" in shown
+
+
+def test_replay_memories_that_fit_alone_but_not_together_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    free = available_memory()
+    assert free is not None
+    size = int(0.7 * free / 7_400)  # bytes a transition
+    words = f"--suite Pong --agents dqn --extractors coord --seeds 2 --steps 400 --set buffer_size={size}"
+    done = compare(f"{words} --workers 2", tmp_path / "runs")
+    assert done.returncode == 2
+    assert "2 runs at a time take" in done.stderr
+    assert "and so would --workers 1" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_more_seeds_extend_the_plan_openly_and_fewer_are_refused(tmp_path: Path) -> None:

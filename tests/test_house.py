@@ -30,7 +30,7 @@ FLOORS = [
         "faults",
         "joining",
     },
-    {"coordconv", "journal", "workers", "files", "sumtree"},
+    {"coordconv", "journal", "workers", "files", "sumtree", "footprint"},
     {"vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
     {"plan", "attempts", "stats", "fast_network", "divided", "replay", "dueling", "arrays"},

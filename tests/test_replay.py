@@ -19,7 +19,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from coordrl.atari import AtariVecEnv
 from coordrl.errors import RequestError
-from coordrl.replay import SMALLEST_PRIORITY, Draw, FrameReplayBuffer, memory_needed
+from coordrl.footprint import memory_needed
+from coordrl.replay import SMALLEST_PRIORITY, Draw, FrameReplayBuffer
 
 IMAGES = spaces.Box(0, 255, (4, 3, 2), np.uint8)
 ACTIONS = spaces.Discrete(5)
