@@ -1,13 +1,12 @@
 """An actor of Ape-X in a process or on a machine of its own: it plays, and sends what it played with first priorities.
 
 Horgan et al. 2018 (arXiv 1803.00933), algorithm 1. It is a DQN that never learns: the same acting, memory and
-priorities as where all actors live in one process.
+priorities as where all actors live in one process, but for the random play at its beginning, which the paper has not.
 """
 
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -24,25 +23,25 @@ from coordrl.dqn import DQN
 from coordrl.environments import make_env
 from coordrl.errors import RequestError
 from coordrl.exactness import versions
+from coordrl.footprint import STEPS
 from coordrl.process import tune
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import Spec
 from coordrl.segments import pack
 
-STEPS = 100  # of an actor's environments between two versions of the weights: 400 frames (Horgan et al., appendix C)
 _NEVER = 1 << 60
 Weights = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor stands among all, and in its shard of the replay memory."""
+    """Where an actor stands among all, and in its part of the replay memory."""
 
     index: int
     actors: int
     n_envs: int  # of each actor
     seed: int  # environment i gets seed + i
-    adds: int  # rows of the shard so far
+    adds: int  # rows of the part so far
     written: NDArray[np.int64]  # its pictures so far, (n_envs,)
     versions: Mapping[str, str]  # of the learner's packages
 
@@ -51,14 +50,13 @@ class Place:
 class Chunk:
     """What an actor has played since its last one."""
 
-    first: int  # its rows, counted as the shard counts them
+    first: int  # its rows, counted as the part counts them
     last: int
     rows: bytes  # see segments.pack
     settled: int  # the first row that `priorities` are of
     priorities: NDArray[np.float64]  # (rows, n_envs), to the power of alpha: of rows whose n steps are over
     largest: float  # |TD error| so far
     games: list[tuple[float, int]]  # return and length of each that ended
-    seconds: float
 
 
 class Games(BaseCallback):
@@ -105,7 +103,7 @@ class Actor:
         with torch.no_grad():
             for name, parameter in model.q_net.named_parameters():
                 parameter.copy_(torch.from_numpy(np.array(weights[name])))  # what Ray lends is read-only
-        began, first, settled = time.monotonic(), memory.adds, memory.adds - len(model.acting)
+        first, settled = memory.adds, memory.adds - len(model.acting)
         self._games.ended = []
         frequency = TrainFreq(steps * self._place.n_envs, TrainFrequencyUnit.STEP)
         model.collect_rollouts(env, self._games, frequency, memory)
@@ -119,7 +117,6 @@ class Actor:
             priorities,
             memory.max_priority,
             self._games.ended,
-            time.monotonic() - began,
         )
 
     def _begin(self) -> DQN:

@@ -1,9 +1,9 @@
 """Ape-X over processes and machines (Horgan et al. 2018, arXiv 1803.00933): actors on Ray, replay and learner here.
 
-Each actor plays on while the learner learns, and takes the newest weights with every chunk of play. Nobody runs away:
+Each actor plays on while the learner learns, and takes the weights that are newest when it is asked for a chunk of play. Nobody runs away:
 an actor has two chunks in hand at most, played or not, and gets another only when the learner has taken one in; the
 learner makes the gradient steps that the steps so far are worth by the recipe, and no more. An actor that is lost is
-replaced by one in its place: the same steps of the epsilon ladder, the same shard of the replay memory.
+replaced by one in its place: the same steps of the epsilon ladder, the same part of the replay memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -19,23 +19,28 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import polyak_update
 
-from coordrl.actor import STEPS, Actor, Chunk, Place, Weights
+from coordrl.actor import Actor, Chunk, Place, Weights
 from coordrl.algorithms import build_model, environment_seed
+from coordrl.console import count_words
 from coordrl.course import Course
 from coordrl.dqn import DQN
 from coordrl.environments import make_env
-from coordrl.errors import CoordrlError, RequestError, ResumableError
+from coordrl.errors import CheckpointError, CoordrlError, DivergedError, RequestError, ResumableError
 from coordrl.exactness import versions
-from coordrl.joining import asks_for_token, join, start
+from coordrl.footprint import STEPS
+from coordrl.joining import join, shows_token, start
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import Spec
 from coordrl.segments import append
-from coordrl.shards import Shards
 from coordrl.vectors import WholeVecEnv
 
 IN_HAND = 2  # chunks of an actor: one that it plays while the other is on its way
 LOSSES = 5  # in a row without a chunk in between, of one actor, until the run gives up
 LOOK_SECONDS = 0.2  # between two looks for a signal while nothing comes
+LATE_SECONDS = 30.0  # after which nobody counts on an actor's chunk, so that the others play on to the end
+SILENT_SECONDS = 120.0  # after which an actor that has begun is taken for one that hangs
+SLOWEST = 10.0  # steps a second of an actor that does not
+TELL_SECONDS = 30.0  # between two words about waiting
 _MATTER = ("python", "coordrl", "torch", "stable_baselines3", "ale-py", "numpy")
 
 
@@ -97,6 +102,9 @@ class _Berth:
 
     handle: Any = None
     asked: deque[tuple[Any, int]] = field(default_factory=deque)  # what will come, in order, and of how many steps
+    served: int = 0  # when its last chunk was taken in, counted in chunks
+    heard: float | None = None  # when something came from who is there now; None: it has not begun
+    waits: float = 0.0  # since when something is asked of it
     losses: int = 0  # since the last chunk
     lives: int = 0
 
@@ -119,27 +127,29 @@ class Actors:
         if cores < fleet.actors:
             self._ray.shutdown()
             raise RequestError(
-                f"--actors is {fleet.actors}, and the Ray cluster has {cores} cores: an actor takes one. Ask for fewer, or"
-                " add nodes to it"
+                f"--actors is {fleet.actors}, and the Ray cluster has {count_words(cores, 'core')}: an actor takes one. Add"
+                " nodes to it, or ask for fewer in another --out"
             )
         self._berths = [_Berth() for _ in range(fleet.actors)]
         self._say: Callable[[str], None] = print
+        self._silence = max(SILENT_SECONDS, STEPS * fleet.n_envs / SLOWEST)
 
     @property
     def summary(self) -> str:
         """What they are, in words."""
         nodes = sum(node["Alive"] for node in self._ray.nodes())
-        where = f"a Ray cluster of {nodes} node{'s' if nodes != 1 else ''}" if self.fleet.address else "this machine"
-        return f"{self.fleet.actors} actors of {self.fleet.n_envs} environments each on {where}"
+        where = f"a Ray cluster of {count_words(nodes, 'node')}" if self.fleet.address else "this machine"
+        each = count_words(self.fleet.n_envs, "environment")
+        return f"{count_words(self.fleet.actors, 'actor')} of {each} each on {where}"
 
     def begin(self, spec: Spec, model: DQN, *, fast: bool, say: Callable[[str], None]) -> None:
         """Man every place, for a model that `build_learner` made; nothing is played before the first `ask`."""
-        assert isinstance(model.replay_buffer, Shards)
-        self._spec, self._memory, self._fast, self._say = spec, model.replay_buffer, fast, say
+        assert isinstance(model.replay_buffer, FrameReplayBuffer)
+        self._spec, self._parts, self._fast, self._say = spec, model.replay_buffer.parts, fast, say
         self._step = model.num_timesteps  # new seeds after each start
         self._versions = {name: found for name, found in versions().items() if name in _MATTER}
         self._remote = self._ray.remote(Actor).options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
-        if not asks_for_token():
+        if not shows_token():
             say("the Ray cluster asks for no token: who reaches its ports can run programs on its nodes")
         for index in range(self.fleet.actors):
             self._man(index)
@@ -151,65 +161,86 @@ class Actors:
     def ask(self, weights: Any, transitions: int) -> None:
         """Ask every actor that has something in hand to spare to play, up to so many transitions together, but for rounding."""
         for berth in self._berths:
-            while len(berth.asked) < IN_HAND and self.asked < transitions:
-                steps = min(STEPS, -(-(transitions - self.asked) // self.fleet.n_envs))
+            while len(berth.asked) < IN_HAND and self._expected() < transitions:
+                steps = min(STEPS, -(-(transitions - self._expected()) // self.fleet.n_envs))
+                berth.waits = berth.waits if berth.asked else time.monotonic()
                 berth.asked.append((berth.handle.play.remote(weights, steps), steps))
 
-    @property
-    def asked(self) -> int:
-        """How many transitions were asked for and did not come yet."""
-        return sum(steps for berth in self._berths for _, steps in berth.asked) * self.fleet.n_envs
+    def _expected(self) -> int:
+        """Return how many transitions were asked for and will come soon: of actors that have been silent for long, none."""
+        now = time.monotonic()
+        soon = (berth for berth in self._berths if now - berth.waits < LATE_SECONDS)
+        return sum(steps for berth in soon for _, steps in berth.asked) * self.fleet.n_envs
 
     def take(self, wait: float) -> Chunk | None:
-        """Take one chunk in: into its actor's shard; None if none came in `wait` seconds.
+        """Take one chunk in, of the actor that waits longest for it, into its part of the memory; None if none came in `wait` seconds.
 
         Raises:
             CoordrlError: an actor's, as it raised it.
             ResumableError: an actor is lost again and again.
         """
         first = {berth.asked[0][0]: index for index, berth in enumerate(self._berths) if berth.asked}
-        ready, _ = self._ray.wait(list(first), timeout=wait)
+        # Ray's own choice among several that are ready is not a fair one.
+        ready, _ = self._ray.wait(list(first), num_returns=len(first), timeout=0)
         if not ready:
+            ready, _ = self._ray.wait(list(first), timeout=wait)
+        if not ready:
+            self._look_after_silent()
             return None
-        index = first[ready[0]]
-        berth, shard = self._berths[index], self._memory.shards[index]
+        index = min((first[reference] for reference in ready), key=lambda index: self._berths[index].served)
+        berth, part = self._berths[index], self._parts[index]
         try:
-            chunk: Chunk = self._ray.get(ready[0])
-            append(shard, chunk.first, chunk.last, chunk.rows)
+            chunk: Chunk = self._ray.get(berth.asked[0][0])
+            append(part, chunk.first, chunk.last, chunk.rows)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, CoordrlError):
                 raise error.cause from None
             self._lose(index, repr(error.cause))
             return None
         except self._ray.exceptions.RayError as error:
+            if "creation task" in str(error):
+                last = str(error).strip().splitlines()[-1]
+                raise RequestError(f"actor {index} cannot begin where it was put: {last}") from None
             self._lose(index, _first_words(error))
             return None
+        except CheckpointError as error:
+            self._lose(index, f"it sent {error}")
+            return None
         berth.asked.popleft()
-        berth.losses = 0
-        rows = np.arange(chunk.settled, chunk.settled + len(chunk.priorities)) % shard.buffer_size
-        assert shard.priorities is not None
-        shard.priorities.set(np.add.outer(rows * shard.n_envs, np.arange(shard.n_envs)), chunk.priorities)
-        shard.max_priority = max(shard.max_priority, chunk.largest)
+        berth.served = 1 + max(other.served for other in self._berths)
+        berth.losses, berth.heard = 0, time.monotonic()
+        berth.waits = berth.heard
+        part.put_priorities(chunk.settled, chunk.priorities, chunk.largest)
         return chunk
+
+    def waiting(self) -> str:
+        """Say what the learner waits for."""
+        missing = sum(berth.heard is None for berth in self._berths)
+        return f"waiting for actors; {count_words(missing, 'actor')} of {self.fleet.actors} did not begin yet"
 
     def close(self) -> None:
         """End the actors; a cluster that was there before goes on."""
         self._ray.shutdown()
 
+    def _look_after_silent(self) -> None:
+        """Replace actors that have begun and are silent: an emulator that hangs does so in C++, where nothing reaches it."""
+        now = time.monotonic()
+        for index, berth in enumerate(self._berths):
+            if berth.asked and berth.heard is not None and now - berth.waits > self._silence:
+                self._lose(index, f"silent for {self._silence:,.0f} s")
+
     def _man(self, index: int) -> None:
         """Put a new actor into a place."""
-        berth, shard, spec = self._berths[index], self._memory.shards[index], self._spec
+        berth, part, spec = self._berths[index], self._parts[index], self._spec
         seed = environment_seed(spec.seed, f"actor {index}, life {berth.lives}", self._step)
-        place = Place(
-            index, self.fleet.actors, self.fleet.n_envs, seed, shard.adds, shard.written.copy(), self._versions
-        )
+        place = Place(index, self.fleet.actors, self.fleet.n_envs, seed, part.adds, part.written.copy(), self._versions)
         berth.handle = self._remote.remote(spec, place, fast=self._fast)
-        berth.asked = deque()
+        berth.asked, berth.heard = deque(), None
         berth.lives += 1
 
     def _lose(self, index: int, reason: str) -> None:
         """Replace an actor that is gone: the rows it left without priorities get the largest, its games go no further."""
-        berth, shard = self._berths[index], self._memory.shards[index]
+        berth, part = self._berths[index], self._parts[index]
         berth.losses += 1
         if berth.losses >= LOSSES:
             raise ResumableError(
@@ -217,9 +248,9 @@ class Actors:
                 " from the last checkpoint"
             )
         self._ray.kill(berth.handle)
-        if shard.adds:
-            shard.cut()
-            shard.let_go(min(shard.n_steps, shard.adds))
+        if part.adds:
+            part.cut()
+            part.let_go(min(part.n_steps, part.adds))
         self._man(index)
         self._say(f"actor {index} was lost ({reason}); another takes its place as soon as there is a core for it")
 
@@ -230,33 +261,14 @@ def _first_words(error: Exception) -> str:
 
 
 def build_learner(spec: Spec, fleet: Fleet, *, device: str, fast: bool) -> tuple[DQN, ElsewhereVecEnv]:
-    """Build the learner of a run: a DQN whose transitions come from actors, a shard of the replay memory for each."""
+    """Build the learner of a run: a DQN whose transitions come from actors, a part of the replay memory for each."""
     one = make_env(spec.game, 1, protocol=spec.protocol)
     env = ElsewhereVecEnv(one, fleet.actors * fleet.n_envs)
     one.close()
-    small = replace(spec, settings={**spec.settings, "buffer_size": 1})  # the shards are made here
-    model = build_model(small, env, device=device, fast=fast)
+    model = build_model(spec, env, device=device, fast=fast)
     assert isinstance(model, DQN)
-    made = model.replay_buffer
-    assert isinstance(made, FrameReplayBuffer)
-    size = int(spec.settings["buffer_size"]) // fleet.actors
-    model.buffer_size = int(spec.settings["buffer_size"])
-    model.replay_buffer = Shards(
-        [
-            FrameReplayBuffer(
-                size,
-                model.observation_space,
-                model.action_space,
-                model.device,
-                fleet.n_envs,
-                n_steps=made.n_steps,
-                gamma=made.gamma,
-                n_stack=made.n_stack,
-                priority_exponent=made.priority_exponent,
-            )
-            for _ in range(fleet.actors)
-        ]
-    )
+    assert isinstance(model.replay_buffer, FrameReplayBuffer)
+    model.replay_buffer.split(fleet.actors)
     return model, env
 
 
@@ -275,7 +287,7 @@ def learn_from(actors: Actors, model: DQN, course: Course, total: int, *, stoppe
         ResumableError: an actor is lost again and again.
     """
     memory, settings = model.replay_buffer, course.spec.settings
-    assert isinstance(memory, Shards)
+    assert isinstance(memory, FrameReplayBuffer)
     _, callback = model._setup_learn(total - model.num_timesteps, course, reset_num_timesteps=False)
     callback.on_training_start(locals(), globals())
     weights, made = actors.lend(_weights(model)), model._n_updates
@@ -286,13 +298,23 @@ def learn_from(actors: Actors, model: DQN, course: Course, total: int, *, stoppe
         if model._n_updates > made:
             weights, made = actors.lend(_weights(model)), model._n_updates
         actors.ask(weights, total - model.num_timesteps)
-        began = time.monotonic()
-        while (chunk := actors.take(LOOK_SECONDS)) is None:
-            actors.ask(weights, total - model.num_timesteps)  # of one that took another's place
-            if stopped():
-                callback.on_rollout_start()
+        began = told = time.monotonic()
+        try:
+            while (chunk := actors.take(LOOK_SECONDS)) is None:
+                actors.ask(weights, total - model.num_timesteps)  # of one that took another's place
+                if stopped():
+                    callback.on_rollout_start()
+                course.wait()
+                if time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    course.line.say(actors.waiting())
+        except DivergedError as error:
+            raise course.diverged("an actor's Q values are not numbers") from error
+        except (RequestError, ResumableError):
+            course.keep()
+            raise
         idle += time.monotonic() - began
-        transitions = (chunk.last - chunk.first) * memory.each
+        transitions = (chunk.last - chunk.first) * actors.fleet.n_envs
         _count(model, callback, chunk.games, transitions)
         if memory.transitions >= enough and memory.drawable:
             owed = model.owed + transitions * int(settings["gradient_steps"])

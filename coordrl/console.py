@@ -105,6 +105,11 @@ def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def count_words(count: int, thing: str) -> str:
+    """Write a count and what is counted: 1 core, 2 cores."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Write a duration as people say it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
     whole = round(seconds)

@@ -36,7 +36,7 @@ from coordrl.files import append_row, read_rows, replace_data, replace_file, syn
 from coordrl.marks import Marks, is_due
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec
-from coordrl.segments import Segment, Segments
+from coordrl.segments import Segment, Segments, drop
 from coordrl.snapshot import snapshot
 from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
 from coordrl.watchdog import Watchdog
@@ -119,9 +119,11 @@ class Course(BaseCallback):
         self._last_checkpoint = begins_at
         self._kept = begins_at or None  # the step of a checkpoint that is there and sound
         memory = getattr(model, "replay_buffer", None)
-        # A memory that has taken less than the run has played was lost on the way.
-        self._refills = isinstance(memory, FrameReplayBuffer) and memory.adds * memory.n_envs < begins_at
-        self._segments = Segments(folder.replay, memory, replay) if isinstance(memory, FrameReplayBuffer) else None
+        self._refills, self._segments = False, None
+        if isinstance(memory, FrameReplayBuffer) and not memory.parts:  # what actors elsewhere fill is not kept
+            # One that has taken less than the run has played was lost on the way.
+            self._refills = memory.adds * memory.n_envs < begins_at
+            self._segments = Segments(folder.replay, memory, replay)
         self._began = self._row_time = time.monotonic()
         self._rate_from = begins_at  # the step at `_row_time`
         self._updates_from = model._n_updates  # there
@@ -171,6 +173,14 @@ class Course(BaseCallback):
             assert memory is not None
             self._refills = memory.size() < min(self.model.learning_starts // memory.n_envs, memory.buffer_size)
             self.model.gradient_steps = 0 if self._refills else int(self.spec.settings["gradient_steps"])
+
+    def wait(self) -> None:
+        """Say that nothing is there to do, which is no standstill."""
+        self._watchdog.beat()
+
+    def keep(self) -> None:
+        """Write a checkpoint before an error ends the run."""
+        self._write_checkpoint()
 
     def finish(self) -> None:
         """Write the last row, the last evaluation, the last checkpoint, SB3's export, and the result."""
@@ -392,9 +402,10 @@ class Course(BaseCallback):
             keeps = self._segments is not None and self.model.num_timesteps < self.spec.steps
             replay = self._segments.seal() if self._segments is not None and keeps else []
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, more, replay))
-            if self._segments is not None and keeps:
+            if self._segments is None or keeps:
                 with suppress(ResumableError):  # where one cannot be read, nobody knows what it needs
-                    self._segments.drop(needed_segments(self.folder.checkpoints))
+                    holds = self._segments.known if self._segments is not None else ()
+                    drop(self.folder.replay, [*needed_segments(self.folder.checkpoints), *holds])
             self._last_checkpoint = self._kept = self.model.num_timesteps
 
     def _export(self) -> None:

@@ -23,7 +23,6 @@ from torch.nn import functional
 from coordrl.dueling import POLICIES
 from coordrl.errors import DivergedError, RequestError
 from coordrl.replay import Draw, FrameReplayBuffer
-from coordrl.shards import Shards
 from coordrl.vectors import WholeVecEnv
 
 _TOGETHER = 512  # transitions whose targets are computed in one pass, at most
@@ -296,7 +295,7 @@ class DQN(stable_baselines3.DQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Make gradient steps, each with a batch from the replay memory."""
         memory = self.replay_buffer
-        if self.prioritized and isinstance(memory, FrameReplayBuffer | Shards) and not memory.drawable:
+        if self.prioritized and isinstance(memory, FrameReplayBuffer) and not memory.drawable:
             return  # nothing has a priority yet: n steps are not over
         waiting = gradient_steps = self._count_steps(gradient_steps)
         if gradient_steps == 0:
@@ -336,7 +335,7 @@ class DQN(stable_baselines3.DQN):
         assert memory is not None
         found: list[tuple[Draw | None, ReplayBufferSamples]] = []
         for _ in range(count):
-            if isinstance(memory, FrameReplayBuffer | Shards):
+            if isinstance(memory, FrameReplayBuffer):
                 draw = memory.draw(batch_size)
                 found.append((draw, memory.fetch(draw, self._vec_normalize_env)))
             else:
@@ -364,7 +363,7 @@ class DQN(stable_baselines3.DQN):
         current = torch.gather(q_values, dim=1, index=samples.actions.long())
         memory, facts = self.replay_buffer, dict[str, float]()
         if self.prioritized:
-            assert isinstance(memory, FrameReplayBuffer | Shards)
+            assert isinstance(memory, FrameReplayBuffer)
             assert draw is not None
             assert draw.probabilities is not None
             exponent = 1.0 - (1.0 - self.importance_exponent) * max(self._current_progress_remaining, 0.0)
@@ -381,7 +380,7 @@ class DQN(stable_baselines3.DQN):
         self._clip_gradients()
         self.policy.optimizer.step()
         errors = (targets - current.detach()).flatten()
-        if draw is not None and isinstance(memory, FrameReplayBuffer | Shards):
+        if draw is not None and isinstance(memory, FrameReplayBuffer):
             facts["replay_age"] = float(memory.ages(draw).mean()) * self.n_envs
             if self.prioritized and torch.isfinite(errors).all():  # otherwise the loss says that it diverged
                 memory.set_priorities(draw, errors.cpu().numpy())

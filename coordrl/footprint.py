@@ -9,6 +9,8 @@ from coordrl.process import available_memory
 
 _SPARE = 32  # one picture more than transitions in so many: those with which games begin and end
 
+STEPS = 100  # of its environments that an actor of Ape-X sends together: 400 frames (Horgan et al. 2018, appendix C)
+
 
 def frames_needed(rows: int, n_stack: int) -> int:
     """Return how many pictures of an environment are kept for so many transitions of it."""
@@ -39,4 +41,18 @@ def check_memory(
         raise RequestError(
             f"a replay memory of {buffer_size:,} transitions takes {each / 1e9:.1f} GB{many}, and {free / 1e9:.1f} GB are free"
             f" here; choose a smaller buffer_size: {int(buffer_size * free / needed * 0.8):,} would fit{fewer}"
+        )
+
+
+def check_parts(buffer_size: int, n_envs: int, n_steps: int) -> None:
+    """Check that a replay memory has room for what actors send at a time, and that twice.
+
+    Raises:
+        RequestError: it has not.
+    """
+    least = 2 * (STEPS + n_steps) * n_envs
+    if buffer_size < least:
+        raise RequestError(
+            f"buffer_size is {buffer_size:,}; with {n_envs} environments of actors it is at least {least:,}, two times the"
+            f" {STEPS} steps of each that are sent together"
         )

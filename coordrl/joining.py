@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from coordrl.errors import RequestError
 
 CONNECT_SECONDS = 5.0
+JOIN_SECONDS = 30.0  # Ray itself never gives up where something answers that is no cluster; it looks every 40 s at most
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
 
 
@@ -50,24 +58,15 @@ def join(address: str) -> Any:
         address: of the cluster's head, HOST:PORT, or auto for one that runs on this machine.
 
     Raises:
-        RequestError: ray is not installed, or nothing answers at the address.
+        RequestError: ray is not installed, or no cluster that lets us in answers at the address.
     """
     check_address(address)
     if address.startswith(("127.", "localhost:")):
         _stay_on_loopback()
     ray = import_ray()
-    try:
-        ray.init(address=address, **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = "" if asks_for_token() else ". If it asks for a token: set RAY_AUTH_MODE=token here, as on its nodes"
-        raise RequestError(f'the Ray cluster at "{address}" cannot be joined: {reason}{hint}') from error
+    with _nothing_of_this_folder(), _patience(address):
+        _init(ray, f'the Ray cluster at "{address}" cannot be joined', address=address)
     return ray
-
-
-def asks_for_token() -> bool:
-    """Whether this process shows a token to the cluster that it joins, and the cluster would ask for one."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def start(cores: int) -> Any:
@@ -81,13 +80,59 @@ def start(cores: int) -> Any:
     _stay_on_loopback()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path))  # what we import, its processes can
     ray = import_ray()
-    try:
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RequestError(f"Ray does not start on this machine: {reason}") from error
+    with _nothing_of_this_folder():
+        words = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        _init(ray, "Ray does not start on this machine", address="local", **words)
     return ray
+
+
+def shows_token() -> bool:
+    """Whether this process shows a token to the cluster that it joins."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _init(ray: Any, failure: str, **words: Any) -> None:
+    """Call ray.init; what goes wrong becomes one line."""
+    try:
+        ray.init(**words, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:400]
+        hint = "" if shows_token() else ". If it asks for a token: set RAY_AUTH_MODE=token here, as on its nodes"
+        raise RequestError(f"{failure}: {reason}{hint if isinstance(error, ConnectionError) else ''}") from error
+
+
+@contextmanager
+def _nothing_of_this_folder() -> Iterator[None]:
+    """Stand in an empty folder: Ray has every process of a cluster import from the one it is called in, before all others."""
+    before = os.open(".", os.O_RDONLY)
+    with tempfile.TemporaryDirectory(prefix="coordrl-") as empty:
+        os.chdir(empty)
+        try:
+            yield
+        finally:
+            os.fchdir(before)
+            os.close(before)
+
+
+@contextmanager
+def _patience(address: str) -> Iterator[None]:
+    """Give up after some time, where signals can be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise RequestError(f"what answers at {address} is no Ray cluster, or does not let us in")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, JOIN_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _stay_on_loopback() -> None:

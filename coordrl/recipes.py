@@ -88,6 +88,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "apex": {
         **_REPLAY,
+        "n_envs": Rule(int, 1, 10_000),  # of actors on many machines
         "ladder_base": _FRACTION,
         "ladder_exponent": Rule(float, 0, 100),
         "rmsprop_alpha": _FRACTION,

@@ -7,6 +7,7 @@ batch is the same, too.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from coordrl.errors import RequestError
 from coordrl.footprint import check_memory, frames_needed
-from coordrl.sumtree import SumTree
+from coordrl.sumtree import SumTree, TreePart
 
 SMALLEST_PRIORITY = 1e-6  # added to |TD error|, so that nothing is never drawn again (Schaul et al. 2016, section 3.3)
 
@@ -104,8 +105,10 @@ class FrameReplayBuffer(ReplayBuffer):
         self.dones = np.zeros((rows, n_envs), dtype=np.float32)
         self.timeouts = np.zeros((rows, n_envs), dtype=np.float32)
         self.adds = 0  # rows so far; row k lies at k % buffer_size
+        self.counts = np.zeros(n_envs, dtype=np.int64)  # the same of each environment, which differ where it was split
+        self.parts: tuple[FrameReplayBuffer, ...] = ()  # see `split`
         self.priority_exponent = priority_exponent
-        self.priorities = None if priority_exponent is None else SumTree(rows * n_envs)
+        self.priorities: SumTree | TreePart | None = None if priority_exponent is None else SumTree(rows * n_envs)
         self.max_priority = 1.0  # of |TD error| so far: what a new transition gets
         self._oldest = np.zeros(n_envs, dtype=np.int64)  # the first row of each environment whose pictures are all here
         self._last: NDArray[Any] | None = None  # the next observations of the newest row, (n_envs, ...)
@@ -114,7 +117,7 @@ class FrameReplayBuffer(ReplayBuffer):
         """Forget everything."""
         super().reset()
         self.adds, self.max_priority, self._last = 0, 1.0, None
-        self.written[:] = 0
+        self.written[:], self.counts[:] = 0, 0
         self._oldest[:] = 0
         if self.priorities is not None:
             self.priorities.fill(np.zeros(self.priorities.size))
@@ -122,6 +125,7 @@ class FrameReplayBuffer(ReplayBuffer):
     def settle(self) -> None:
         """Take up what was put into the arrays from outside: rows up to `adds`, pictures up to `written`."""
         self.pos, self.full = self.adds % self.buffer_size, self.adds >= self.buffer_size
+        self.counts[:] = self.adds
         self._lose()
         if self.adds:
             newest = self.references[self.pos - 1, :, 1] % self.capacity
@@ -130,13 +134,48 @@ class FrameReplayBuffer(ReplayBuffer):
     def begin_at(self, adds: int, written: NDArray[np.int64]) -> None:
         """Count rows and pictures, (n_envs,), from these numbers on: an empty memory that another one is to go on with."""
         self.reset()
-        self.adds, self.written[:], self._oldest[:] = adds, written, adds
+        self.adds, self.written[:], self._oldest[:], self.counts[:] = adds, written, adds, adds
         self.pos, self.full = adds % self.buffer_size, adds >= self.buffer_size
+
+    def split(self, count: int) -> tuple[FrameReplayBuffer, ...]:
+        """Return `count` memories that lie in this one, each of as many of its environments, in order.
+
+        Each is filled by itself, at its own pace, and batches are drawn from this one, which is filled through them
+        alone from now on.
+
+        Raises:
+            RequestError: the environments cannot be shared out evenly, or there are rows already.
+        """
+        if count < 1 or self.n_envs % count or self.adds:
+            raise RequestError(
+                f"{self.n_envs} environments with {self.adds} rows cannot be split into {count} memories"
+            )
+        each = self.n_envs // count
+        parts = []
+        for first in range(0, self.n_envs, each):
+            part, own = copy.copy(self), slice(first, first + each)
+            part.n_envs, part._all_envs = each, np.arange(each)
+            for name in ("frames", "written", "counts", "_oldest"):
+                setattr(part, name, getattr(self, name)[own])
+            for name in ("references", "actions", "rewards", "dones", "timeouts"):
+                setattr(part, name, getattr(self, name)[:, own])
+            if isinstance(self.priorities, SumTree):
+                part.priorities = TreePart(self.priorities, self.n_envs, first, each)
+            parts.append(part)
+        self.parts = tuple(parts)
+        return self.parts
+
+    @property
+    def transitions(self) -> int:
+        """How many transitions there are."""
+        return int(np.minimum(self.counts, self.buffer_size).sum())
 
     @property
     def drawable(self) -> bool:
         """Whether a batch can be drawn: priorities may be missing as long as n steps are not over."""
-        return self.adds > 0 and (self.priorities is None or self.priorities.total > 0)
+        if isinstance(self.priorities, SumTree):
+            return self.priorities.total > 0
+        return self.transitions > 0
 
     def add(
         self,
@@ -165,6 +204,7 @@ class FrameReplayBuffer(ReplayBuffer):
             self.timeouts[row] = [info.get("TimeLimit.truncated", False) for info in infos]
         self._last = next_obs.copy()
         self.adds += 1
+        self.counts[:] = self.adds
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
@@ -231,7 +271,7 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def whole(self, rows: NDArray[np.int64], envs: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say which transitions of the ring are there with all of their pictures."""
-        newest = self.adds - 1
+        newest = self.counts[envs] - 1
         absolute = newest - (newest - rows) % self.buffer_size
         kept: NDArray[np.bool_] = (absolute >= 0) & (absolute >= self._oldest[envs])
         return kept
@@ -253,9 +293,9 @@ class FrameReplayBuffer(ReplayBuffer):
         Raises:
             RequestError: nothing was added yet.
         """
-        if self.adds == 0:
+        if self.transitions == 0:
             raise RequestError("the replay memory is empty; add transitions before a batch is drawn")
-        if self.priorities is not None:
+        if isinstance(self.priorities, SumTree):
             return self._draw_by_priority(self.priorities, batch_size)
         rows = np.random.randint(0, self.size(), size=batch_size)
         envs = np.random.randint(0, self.n_envs, size=batch_size)
@@ -300,7 +340,7 @@ class FrameReplayBuffer(ReplayBuffer):
         timeouts: NDArray[np.float32] = self.timeouts[rows, envs]
         if self.n_steps == 1:
             return timeouts
-        newest = (rows == (self.pos - 1) % self.buffer_size) & (self.dones[rows, envs] == 0)
+        newest = (rows == (self.counts[envs] - 1) % self.buffer_size) & (self.dones[rows, envs] == 0)
         cut: NDArray[np.float32] = np.maximum(timeouts, newest.astype(np.float32))
         return cut
 
@@ -357,6 +397,19 @@ class FrameReplayBuffer(ReplayBuffer):
         here = self.whole(np.repeat(rows, self.n_envs), np.tile(self._all_envs, count))
         self.priorities.set(places[here], self.max_priority ** (self.priority_exponent or 0.0))
 
+    def put_priorities(self, first: int, priorities: NDArray[np.float64], largest: float) -> None:
+        """Give the rows from `first` on, counted from the very first one, priorities that another memory computed.
+
+        Args:
+            first: of the rows.
+            priorities: (rows, n_envs), to the power of the exponent.
+            largest: |TD error| there so far.
+        """
+        assert self.priorities is not None
+        rows = np.arange(first, first + len(priorities)) % self.buffer_size
+        self.priorities.set(self._places(rows[:, None], self._all_envs).flatten(), priorities.flatten())
+        self.max_priority = max(self.max_priority, largest)
+
     def cut(self) -> None:
         """Say that the newest row's games go no further: new ones begin."""
         if self.adds:
@@ -394,7 +447,8 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def ages(self, draw: Draw) -> NDArray[np.int64]:
         """Return how many rows ago each transition was added, (batch,)."""
-        return (self.adds - 1 - draw.rows) % self.buffer_size
+        ages: NDArray[np.int64] = (self.counts[draw.envs] - 1 - draw.rows) % self.buffer_size
+        return ages
 
 
 def default_stack(space: spaces.Space[Any]) -> int:

@@ -78,11 +78,14 @@ class Segments:
         folder: where they lie; made when the first is written.
         memory: what they are of.
         known: those that hold what is in the memory already.
+
+    Attributes:
+        known: those that hold what is in the memory.
     """
 
     def __init__(self, folder: Path, memory: FrameReplayBuffer, known: Iterable[Segment] = ()) -> None:
         self._folder, self._memory = folder, memory
-        self._known = list(known)
+        self.known = list(known)
         self._rows = max(1, min(TRANSITIONS // memory.n_envs, memory.buffer_size // 4))
 
     def seal_if_due(self) -> None:
@@ -92,7 +95,7 @@ class Segments:
 
     @property
     def _sealed(self) -> int:
-        return self._known[-1].last if self._known else 0
+        return self.known[-1].last if self.known else 0
 
     def seal(self) -> list[Segment]:
         """Write what is in no segment yet, and return all segments that hold something."""
@@ -104,19 +107,20 @@ class Segments:
             name = f"{first:012d}-{memory.adds:012d}-{digest[:16]}.safetensors"
             self._folder.mkdir(exist_ok=True)
             replace_data(self._folder / name, data)
-            self._known.append(Segment(name, first, memory.adds, len(data), digest))
+            self.known.append(Segment(name, first, memory.adds, len(data), digest))
         oldest = memory.adds - memory.buffer_size
-        self._known = [segment for segment in self._known if segment.last > oldest]
-        return [*self._known]
+        self.known = [segment for segment in self.known if segment.last > oldest]
+        return [*self.known]
 
-    def drop(self, needed: Iterable[Segment]) -> None:
-        """Remove what neither a checkpoint nor the memory needs."""
-        keep = {segment.name for segment in (*needed, *self._known)}
-        for file in self._folder.glob("*"):
-            ours = _NAME.fullmatch(file.name.removeprefix(".").replace(".partial", ""))
-            if ours and file.name not in keep:
-                reach("remove")
-                file.unlink(missing_ok=True)
+
+def drop(folder: Path, needed: Iterable[Segment]) -> None:
+    """Remove the segments that are not needed any more."""
+    keep = {segment.name for segment in needed}
+    for file in folder.glob("*"):
+        ours = _NAME.fullmatch(file.name.removeprefix(".").replace(".partial", ""))
+        if ours and file.name not in keep:
+            reach("remove")
+            file.unlink(missing_ok=True)
 
 
 def pack(memory: FrameReplayBuffer, first: int) -> bytes:
@@ -180,8 +184,7 @@ def append(memory: FrameReplayBuffer, first: int, last: int, data: bytes) -> Non
     except (*_DAMAGE, zlib.error, SafetensorError) as error:
         raise CheckpointError(f"rows {first:,} to {last:,}: {error}") from error
     if memory.priorities is not None:  # of the rows that lay there before
-        rows = np.arange(first, last) % memory.buffer_size
-        memory.priorities.set(np.add.outer(rows * memory.n_envs, np.arange(memory.n_envs)).flatten(), 0.0)
+        memory.put_priorities(first, np.zeros((last - first, memory.n_envs)), memory.max_priority)
     memory.settle()
 
 

@@ -110,7 +110,7 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint, replay: Path | None = 
 def _restore_memory(model: BaseAlgorithm, checkpoint: Checkpoint, replay: Path | None) -> None:
     """Fill a replay memory as it was."""
     memory = getattr(model, "replay_buffer", None)
-    if not isinstance(model, DQN) or not isinstance(memory, FrameReplayBuffer):
+    if not isinstance(model, DQN) or not isinstance(memory, FrameReplayBuffer) or memory.parts:
         return
     model.acting.clear()
     memory.reset()

@@ -110,3 +110,41 @@ class SumTree:
             raise AssertionError("a node is not the sum of its children")
         if self._nodes[self._first + self.size :].any() or (self._nodes < 0).any():
             raise AssertionError("a number lies where no place is, or is negative")
+
+
+@final
+class TreePart:
+    """Some columns of a sum tree whose places are a table, row by row: set and read as if they were all there is.
+
+    Args:
+        tree: the whole.
+        columns: of the table.
+        first: column of the part.
+        width: columns of the part.
+    """
+
+    def __init__(self, tree: SumTree, columns: int, first: int, width: int) -> None:
+        self._tree, self._columns, self._first, self._width = tree, columns, first, width
+        self.size = tree.size // columns * width
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The numbers, (size,): a copy."""
+        return self.get(np.arange(self.size))
+
+    def get(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the numbers at some places."""
+        return self._tree.get(self._find(places))
+
+    def set(self, places: NDArray[np.int64], values: NDArray[np.float64] | float) -> None:
+        """Put numbers at places; see SumTree."""
+        self._tree.set(self._find(places), values)
+
+    def fill(self, values: NDArray[np.float64]) -> None:
+        """Put numbers at all places, (size,)."""
+        self.set(np.arange(self.size), values)
+
+    def _find(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where places of the part are in the whole."""
+        rows, columns = np.divmod(places, self._width)
+        return rows * self._columns + self._first + columns

@@ -12,9 +12,20 @@ from typing import Annotated
 
 import tyro
 
-from coordrl.console import NO_WORDS, Count, Name, OptionalCount, OptionalName, Settings, parse_arguments, run_command
+from coordrl.console import (
+    NO_WORDS,
+    Count,
+    Name,
+    OptionalCount,
+    OptionalName,
+    Settings,
+    count_words,
+    parse_arguments,
+    run_command,
+)
 from coordrl.errors import RequestError
 from coordrl.faults import arm_from_environment
+from coordrl.footprint import check_parts
 from coordrl.process import allowed_cores, obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
@@ -90,8 +101,10 @@ class TrainArguments:
     backend: Name = "local"
     """of apex: local, where this process plays and learns in turn; ray: actors play in processes of their own, on this machine
     or, with --address, on a Ray cluster"""
-    actors: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint="(default: one a core, less one)")] = None
-    """with --backend ray: how many; each takes a core"""
+    actors: Annotated[
+        OptionalCount, tyro.conf.arg(help_behavior_hint="(default: one a core of this machine, less one)")
+    ] = None
+    """with --backend ray: how many; each takes a core. A run that goes on keeps its number"""
     envs_per_actor: Annotated[OptionalCount, tyro.conf.arg(help_behavior_hint="(default: 8)")] = None
     """with --backend ray: environments of each; each explores on a step of its own of the epsilon ladder"""
     address: OptionalName = ""
@@ -117,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             _print_list(arguments.out)
             return 0
-        crew = _choose_crew(arguments)
+        crew = _choose_crew(arguments, _crew_before(arguments))
         spec, recipe = _specify(arguments, crew)
         folder = RunFolder(spec.folder(arguments.out))
         if folder.spec_file.exists():
@@ -165,8 +178,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(work)
 
 
-def _choose_crew(arguments: TrainArguments) -> tuple[int, int] | None:
+def _crew_before(arguments: TrainArguments) -> tuple[int, int] | None:
+    """Return which actors a run that is there began with, and how many environments each; None if there is none."""
+    if arguments.backend != "ray":
+        return None
+    spec, _ = _specify(arguments, (1, 1))
+    folder = RunFolder(spec.folder(arguments.out))
+    options = folder.fact("options") if folder.spec_file.exists() else None
+    actors = options.get("actors") if isinstance(options, dict) else None
+    if not isinstance(actors, int) or actors < 1:
+        return None
+    return actors, max(1, int(folder.read_spec().settings["n_envs"]) // actors)
+
+
+def _choose_crew(arguments: TrainArguments, before: tuple[int, int] | None) -> tuple[int, int] | None:
     """Return how many actors play on Ray, and how many environments each; None where the training itself plays.
+
+    Args:
+        arguments: what is asked for.
+        before: what the run that goes on began with.
 
     Raises:
         RequestError: they do not fit together.
@@ -183,13 +213,26 @@ def _choose_crew(arguments: TrainArguments) -> tuple[int, int] | None:
             if value is not None:
                 raise RequestError(f"--{name} is {value}, which is of --backend ray; give both, or leave it out")
         return None
-    actors = max(1, len(allowed_cores()) - 1) if arguments.actors is None else arguments.actors
-    each = ENVS_PER_ACTOR if arguments.envs_per_actor is None else arguments.envs_per_actor
+    if any(word.replace(" ", "").startswith("n_envs=") for word in arguments.set):
+        raise RequestError("n_envs is set, but with --backend ray it is --actors times --envs-per-actor; leave it out")
+    if arguments.workers is not None:
+        raise RequestError("--workers divides an a2c; with --backend ray --actors says how many processes play")
+    cores = len(allowed_cores())
+    actors, each = before or (max(1, cores - 1), ENVS_PER_ACTOR)
+    actors = actors if arguments.actors is None else arguments.actors
+    each = each if arguments.envs_per_actor is None else arguments.envs_per_actor
     for name, value in (("actors", actors), ("envs-per-actor", each)):
         if not 1 <= value <= MOST_ACTORS:
             raise RequestError(f"--{name} is {value}; it is from 1 to {MOST_ACTORS:,}")
-    if any(word.replace(" ", "").startswith("n_envs=") for word in arguments.set):
-        raise RequestError("n_envs is set, but with --backend ray it is --actors times --envs-per-actor; leave it out")
+    if actors * each > MOST_ACTORS:
+        raise RequestError(
+            f"{actors} actors of {each} environments are {actors * each:,}; there are {MOST_ACTORS:,} at most"
+        )
+    if not arguments.address and actors > cores:
+        raise RequestError(
+            f"--actors is {actors}, and this machine has {count_words(cores, 'core')}: an actor takes one. Ask for fewer, or"
+            " give the --address of a Ray cluster"
+        )
     return actors, each
 
 
@@ -206,6 +249,8 @@ def _specify(arguments: TrainArguments, crew: tuple[int, int] | None) -> tuple[S
     recipe = find_recipe(arguments.agent or world.agent, changes)
     if crew and recipe.algorithm != "apex":
         raise RequestError(f"--backend ray is for --agent apex; {recipe.name} plays in the process that learns")
+    if crew:
+        check_parts(int(recipe.settings["buffer_size"]), crew[0] * crew[1], int(recipe.settings["n_steps"]))
     steps = world.steps if arguments.steps is None else arguments.steps
     if steps < 1:
         raise RequestError(f"--steps is {steps}; it is a whole number from 1")

@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
 from coordrl.algorithms import build_model, check_device, environment_seed, skip_compiler
-from coordrl.apex import Actors, build_learner, learn_from
+from coordrl.apex import Actors, Fleet, build_learner, learn_from
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Options, StopSignals
@@ -28,7 +28,7 @@ from coordrl.errors import CheckpointError, DivergedError, ReplayError, Resumabl
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.files import cut_rows
-from coordrl.footprint import check_memory
+from coordrl.footprint import STEPS, check_memory
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
 from coordrl.replay import FrameReplayBuffer
@@ -74,7 +74,8 @@ def train(
     if "buffer_size" in spec.settings:  # before there is a folder, of a run that could never be
         image = find_protocol(spec.protocol).world.image
         check_memory(int(spec.settings["buffer_size"]), int(spec.settings["n_envs"]), image, n_stack=image[0])
-    with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file, _patience(spec)) as watchdog:
+    patience = _patience(spec, actors.fleet if actors else None)
+    with folder.lock(), StopSignals() as signals, Watchdog(folder.stacks_file, patience) as watchdog:
         folder.open(spec, _facts(options), recipe)
         if folder.is_finished(spec):
             return  # by another process, since the caller looked
@@ -108,7 +109,8 @@ def train(
             begins_at = checkpoint.step if checkpoint else 0
             replay = checkpoint.replay if checkpoint and not lost and not actors else ()
             if getattr(model, "replay_buffer", None) is not None and not replay and 0 < begins_at < spec.steps:
-                lost = lost or f"{_EMPTY}, since the checkpoint holds none"
+                why = "what actors fill is not kept" if actors else "the checkpoint holds none"
+                lost = lost or f"{_EMPTY}, since {why}"
             marks.check_logs(folder, spec, begins_at)
             _cut_back(folder, marks)
             env.seed(environment_seed(spec.seed, "train"))  # after SB3's constructor, which seeds it with the run's own
@@ -116,7 +118,7 @@ def train(
             now |= {"eval_every": options.eval_every, "eval_episodes": options.eval_episodes}
             before = str(folder.fact("exact_resume")) if checkpoint else ""
             facts["exact_resume"] = before if before.startswith(WENT_ON) else promise(model)
-            if actors:
+            if actors and not before.startswith(WENT_ON):
                 facts["exact_resume"] = "no: what actors play is learnt from when it comes"
             view = _show_again(folder, marks)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
@@ -165,13 +167,13 @@ def train(
             env.close()
 
 
-def _patience(spec: Spec) -> float:
+def _patience(spec: Spec, fleet: Fleet | None) -> float:
     """Return how many times longer than usual nothing need move: where a single rollout or update is a long one."""
     settings = spec.settings
     if "buffer_size" not in settings:
         return float(max(1.0, settings["n_envs"] * settings["n_steps"] / 5_000))
     # Between two steps of the vector: those gradient steps that its transitions, or the recipe's, are worth.
-    transitions = max(settings["n_envs"], settings["train_freq"])
+    transitions = max(STEPS * fleet.n_envs if fleet else settings["n_envs"], settings["train_freq"])
     samples = settings["batch_size"] * settings["gradient_steps"] * transitions / settings["train_freq"]
     return float(max(1.0, samples / 32_000))
 

@@ -60,21 +60,21 @@ def test_what_an_actor_sends_is_what_ape_x_in_one_process_keeps() -> None:
     whole = model.replay_buffer
     assert isinstance(whole, FrameReplayBuffer)
     assert whole.priorities is not None
-    shard = FrameReplayBuffer(
+    part = FrameReplayBuffer(
         400, whole.observation_space, whole.action_space, "cpu", N_ENVS, n_steps=3, priority_exponent=0.6
     )
-    assert shard.priorities is not None
+    assert part.priorities is not None
     actor = Actor(spec, place_of())
     for steps in (40, 30, 20):
         chunk = actor.play(weights(model), steps)
-        append(shard, chunk.first, chunk.last, chunk.rows)
+        append(part, chunk.first, chunk.last, chunk.rows)
         rows = np.arange(chunk.settled, chunk.settled + len(chunk.priorities))
-        shard.priorities.set(np.add.outer(rows * N_ENVS, np.arange(N_ENVS)), chunk.priorities)
+        part.priorities.set(np.add.outer(rows * N_ENVS, np.arange(N_ENVS)), chunk.priorities)
         assert chunk.last - chunk.first == steps
-    assert np.array_equal(shard.priorities.values, whole.priorities.values)
-    assert np.count_nonzero(shard.priorities.values) == (90 - 3) * N_ENVS  # the n steps of the last are not over
+    assert np.array_equal(part.priorities.values, whole.priorities.values)
+    assert np.count_nonzero(part.priorities.values) == (90 - 3) * N_ENVS  # the n steps of the last are not over
     rows, envs = np.divmod(np.arange(90 * N_ENVS), N_ENVS)
-    same(shard.fetch(Draw(rows, envs, None)), whole.fetch(Draw(rows, envs, None)))
+    same(part.fetch(Draw(rows, envs, None)), whole.fetch(Draw(rows, envs, None)))
 
 
 def test_actors_share_the_epsilon_ladder() -> None:
@@ -92,18 +92,18 @@ def test_an_actor_goes_on_with_the_shard_of_one_that_is_gone() -> None:
     first = Actor(spec, place_of()).play(weights(model), 30)
     memory = model.replay_buffer
     assert isinstance(memory, FrameReplayBuffer)
-    shard = FrameReplayBuffer(
+    part = FrameReplayBuffer(
         400, memory.observation_space, memory.action_space, "cpu", N_ENVS, n_steps=3, priority_exponent=0.6
     )
-    append(shard, first.first, first.last, first.rows)
-    shard.cut()
-    place = Place(0, 1, N_ENVS, 77, shard.adds, shard.written.copy(), {})
+    append(part, first.first, first.last, first.rows)
+    part.cut()
+    place = Place(0, 1, N_ENVS, 77, part.adds, part.written.copy(), {})
     second = Actor(spec, place).play(weights(model), 30)
-    append(shard, second.first, second.last, second.rows)
-    assert (shard.adds, second.settled) == (60, 30)
-    assert shard.whole(np.arange(60), np.zeros(60, np.int64)).all()
+    append(part, second.first, second.last, second.rows)
+    assert (part.adds, second.settled) == (60, 30)
+    assert part.whole(np.arange(60), np.zeros(60, np.int64)).all()
     # The return of the last row before the loss is cut there: one step, whose value is that of what followed it.
-    last = shard.fetch(Draw(np.array([29]), np.array([0]), None))
+    last = part.fetch(Draw(np.array([29]), np.array([0]), None))
     assert last.discounts is not None
     assert last.discounts.item() == pytest.approx(0.99)
 

@@ -146,6 +146,48 @@ def steps_a_second(run: RunFolder) -> float:
 
 
 @pytest.mark.slow
+def test_a_run_comes_to_its_end_with_the_actors_that_are_left(
+    cluster: Cluster, train: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    cluster.do("add")
+    cluster.do("add")
+    learner = train(f"--actors 2 --steps 3000 --checkpoint-every 400 --address {cluster.address}")
+    wait_for(lambda: newest_checkpoint(run_of(tmp_path / "runs")))
+    cluster.do("kill")
+    assert learner.wait(300) == 0, said(tmp_path)
+    assert "actor 0 was lost" in said(tmp_path) or "actor 1 was lost" in said(tmp_path)
+    assert json.loads(run_of(tmp_path / "runs").result_file.read_text())["steps"] == 3000
+
+
+@pytest.mark.slow
+def test_what_lies_in_the_current_folder_is_imported_by_nobody(tmp_path: Path) -> None:
+    out, strange = tmp_path / "runs", tmp_path / "strange"
+    strange.mkdir()
+    for name in ("tomllib", "ale_py", "sitecustomize", "queue"):
+        (strange / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('{name}')")
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    words = command(out, "--actors 1 --steps 1000")
+    done = subprocess.run([words[0], "-P", *words[1:]], cwd=strange, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_keeps_its_actors(train: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    learner = train("--actors 2 --steps 100000 --checkpoint-every 200")
+    wait_for(lambda: newest_checkpoint(run_of(tmp_path / "runs")))
+    learner.send_signal(signal.SIGINT)
+    assert learner.wait(60) == 130
+    words = [word for word in command(tmp_path / "runs", "--steps 100000") if word != "--envs-per-actor"]
+    words.remove("2")
+    with (tmp_path / "log").open("a") as log:
+        again = subprocess.Popen(words, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True)
+    wait_for(lambda: said(tmp_path).count("2 actors of 2 environments each on this machine") == 2)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(60) == 143
+
+
+@pytest.mark.slow
 def test_a_node_with_another_coordrl_is_refused_in_one_line(
     cluster: Cluster, train: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -165,7 +207,7 @@ def test_more_actors_than_the_cluster_has_cores_are_refused(
     cluster.do("add")
     learner = train(f"--actors 2 --steps 2000 --address {cluster.address}")
     assert learner.wait(200) == 2
-    assert "--actors is 2, and the Ray cluster has 1 cores" in said(tmp_path)
+    assert "--actors is 2, and the Ray cluster has 1 core: an actor takes one" in said(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
@@ -210,6 +252,10 @@ def test_a_cluster_of_its_own_listens_on_loopback_and_asks_for_a_token(
     ("words", "rule"),
     [
         ("--actors 0", "--actors is 0; it is from 1 to 10,000"),
+        ("--actors 9000", "--actors is 9000, and this machine has"),
+        ("--actors 5000 --address 127.0.0.1:1", "5000 actors of 8 environments are 40,000; there are 10,000 at most"),
+        ("--set buffer_size=1000", "buffer_size is 1,000; with 8 environments of actors it is at least 1,648"),
+        ("--workers 2", "--workers divides an a2c; with --backend ray --actors says how many processes play"),
         ("--envs-per-actor 0", "--envs-per-actor is 0; it is from 1 to 10,000"),
         ("--actors 2 --set n_envs=4", "n_envs is set, but with --backend ray it is --actors times --envs-per-actor"),
         ("--agent dqn", "--backend ray is for --agent apex; dqn plays in the process that learns"),
@@ -221,7 +267,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_and_asks_for_a_token(
 )
 def test_a_wrong_request_for_actors_is_one_line_and_makes_no_folder(words: str, rule: str, tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    fixed = f"-m coordrl.train --game Pong --agent apex --backend ray --out {out} {words}"
+    fixed = f"-m coordrl.train --game Pong --agent apex --backend ray --actors 1 --out {out} {words}"
     done = subprocess.run([sys.executable, *fixed.split()], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert rule in done.stderr

@@ -34,7 +34,7 @@ FLOORS = [
     {"vectors"},
     {"extractors", "atari", "controls", "results", "coordinates", "significance"},
     {"plan", "attempts", "stats", "fast_network", "divided", "replay", "dueling", "arrays"},
-    {"segments", "shards"},
+    {"segments"},
     {"checkpoint"},
     {"fast_rollout", "environments"},
     {"fast_parts"},
