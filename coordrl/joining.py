@@ -7,10 +7,10 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -79,13 +79,19 @@ def start(cores: int) -> Any:
     """
     _stay_on_loopback()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_own_token())
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, sys.path))  # what we import, its processes can
     ray = import_ray()
     with _nothing_of_this_folder():
         words = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         _init(ray, "Ray does not start on this machine", address="local", **words)
     return ray
+
+
+@cache
+def _own_token() -> str:
+    """Make up a token, once: Ray reads it once in a process."""
+    return secrets.token_hex(32)
 
 
 def shows_token() -> bool:
@@ -105,15 +111,17 @@ def _init(ray: Any, failure: str, **words: Any) -> None:
 
 @contextmanager
 def _nothing_of_this_folder() -> Iterator[None]:
-    """Stand in an empty folder: Ray has every process of a cluster import from the one it is called in, before all others."""
+    """Stand in the root folder, where no stranger can put a module.
+
+    Ray has every process of a cluster import from the folder that it is called in, before all others.
+    """
     before = os.open(".", os.O_RDONLY)
-    with tempfile.TemporaryDirectory(prefix="coordrl-") as empty:
-        os.chdir(empty)
-        try:
-            yield
-        finally:
-            os.fchdir(before)
-            os.close(before)
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def main() -> None:
         elif words[0] == "add-older":
             place = tempfile.mkdtemp()
             Path(place, "sitecustomize.py").write_text(_OLDER)
-            nodes.append(cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": place}, **options))
+            nodes.append(
+                cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": os.pathsep.join([place, *sys.path])}, **options)
+            )
         else:
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
         print("done", flush=True)

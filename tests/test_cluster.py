@@ -56,7 +56,7 @@ class Cluster:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
-        self.address = self._from.readline().strip()
+        self.address, self.pid = self._from.readline().strip(), self._process.pid
 
     def do(self, line: str) -> None:
         self._to.write(f"{line}\n")
