@@ -63,6 +63,7 @@ class TrainArguments:
         coordrl train --game MsPacman                       CoordConv A2C, 10 million steps
         coordrl train --game MsPacman --steps 1M            a first look: about 25 minutes on two free cores
         coordrl train --game Pong --agent dqn --extractor nature --seed 3
+        coordrl train --game Pong --agent apex --backend ray --actors 3     Ape-X, each actor in a process of its own
         coordrl train --game PlaceMatters                   a control: a minute; see the suite controls
         coordrl train --list                                games, agents, extractors, and the runs so far
 
