@@ -246,7 +246,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_and_asks_for_a_token(
     ("words", "rule"),
     [
         ("--actors 0", "--actors is 0; it is from 1 to 10,000"),
-        ("--actors 9000", "--actors is 9000, and this machine has"),
+        ("--actors 1000", "--actors is 1000, and this machine has"),
         ("--actors 5000 --address 127.0.0.1:1", "5000 actors of 8 environments are 40,000; there are 10,000 at most"),
         ("--set buffer_size=1000", "buffer_size is 1,000; with 8 environments of actors it is at least 1,648"),
         ("--workers 2", "--workers divides an a2c; with --backend ray --actors says how many processes play"),
