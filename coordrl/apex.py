@@ -193,9 +193,10 @@ class Actors:
             chunk: Chunk = self._ray.get(berth.asked[0][0])
             append(part, chunk.first, chunk.last, chunk.rows)
         except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, CoordrlError):
+            refused = isinstance(error.cause, RequestError)  # a node with other versions, for one
+            if isinstance(error.cause, CoordrlError) and not (refused and any(other.served for other in self._berths)):
                 raise error.cause from None
-            self._lose(index, repr(error.cause))
+            self._lose(index, str(error.cause) if refused else repr(error.cause))
             return None
         except self._ray.exceptions.RayError as error:
             if "creation task" in str(error):
