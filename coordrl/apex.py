@@ -104,7 +104,7 @@ class _Berth:
     asked: deque[tuple[Any, int]] = field(default_factory=deque)  # what will come, in order, and of how many steps
     served: int = 0  # when its last chunk was taken in, counted in chunks
     heard: float | None = None  # when something came from who is there now; None: it has not begun
-    waits: float = 0.0  # since when something is asked of it
+    waits: float = 0.0  # since when nothing is ready that is asked of it
     losses: int = 0  # since the last chunk
     lives: int = 0
 
@@ -160,6 +160,7 @@ class Actors:
 
     def ask(self, weights: Any, transitions: int) -> None:
         """Ask every actor that has something in hand to spare to play, up to so many transitions together, but for rounding."""
+        self._hear()  # the learner may have been busy for long
         for berth in self._berths:
             while len(berth.asked) < IN_HAND and self._expected() < transitions:
                 steps = min(STEPS, -(-(transitions - self._expected()) // self.fleet.n_envs))
@@ -179,15 +180,14 @@ class Actors:
             CoordrlError: an actor's, as it raised it.
             ResumableError: an actor is lost again and again.
         """
-        first = {berth.asked[0][0]: index for index, berth in enumerate(self._berths) if berth.asked}
-        # Ray's own choice among several that are ready is not a fair one.
-        ready, _ = self._ray.wait(list(first), num_returns=len(first), timeout=0)
+        ready = self._hear()
         if not ready:
-            ready, _ = self._ray.wait(list(first), timeout=wait)
+            self._ray.wait([berth.asked[0][0] for berth in self._berths if berth.asked], timeout=wait)
+            ready = self._hear()
+        self._look_after_silent()
         if not ready:
-            self._look_after_silent()
             return None
-        index = min((first[reference] for reference in ready), key=lambda index: self._berths[index].served)
+        index = min(ready, key=lambda index: self._berths[index].served)  # Ray's own choice is not a fair one
         berth, part = self._berths[index], self._parts[index]
         try:
             chunk: Chunk = self._ray.get(berth.asked[0][0])
@@ -213,6 +213,15 @@ class Actors:
         berth.waits = berth.heard
         part.put_priorities(chunk.settled, chunk.priorities, chunk.largest)
         return chunk
+
+    def _hear(self) -> list[int]:
+        """Return which actors have a chunk ready."""
+        first = {berth.asked[0][0]: index for index, berth in enumerate(self._berths) if berth.asked}
+        ready, _ = self._ray.wait(list(first), num_returns=len(first), timeout=0) if first else ([], [])
+        found = [first[reference] for reference in ready]
+        for index in found:
+            self._berths[index].waits = time.monotonic()
+        return found
 
     def waiting(self) -> str:
         """Say what the learner waits for."""
