@@ -237,7 +237,7 @@ def _choose_crew(arguments: TrainArguments, before: tuple[int, int] | None) -> t
     return actors, each
 
 
-def _specify(arguments: TrainArguments, crew: tuple[int, int] | None) -> tuple[Spec, str]:
+def _specify(arguments: TrainArguments, crew: tuple[int, int] | None = None) -> tuple[Spec, str]:
     """Check a request, without any slow import, and return the run it asks for and its recipe as text."""
     if not arguments.game:
         raise RequestError("which game? For example: coordrl train --game MsPacman. See them all with: --list")

@@ -167,7 +167,7 @@ def train(
             env.close()
 
 
-def _patience(spec: Spec, fleet: Fleet | None) -> float:
+def _patience(spec: Spec, fleet: Fleet | None = None) -> float:
     """Return how many times longer than usual nothing need move: where a single rollout or update is a long one."""
     settings = spec.settings
     if "buffer_size" not in settings:
