@@ -398,11 +398,10 @@ class Course(BaseCallback):
                     sync_file(log)  # a checkpoint relies on the logs up to it
             marks = asdict(replace(self._marks, seconds=round(self._seconds(), 3)))
             more = {"marks": marks, "conditions": self._conditions}
-            # A finished run learns no more.
-            keeps = self._segments is not None and self.model.num_timesteps < self.spec.steps
-            replay = self._segments.seal() if self._segments is not None and keeps else []
+            goes_on = self.model.num_timesteps < self.spec.steps  # a finished run learns no more
+            replay = self._segments.seal() if self._segments is not None and goes_on else []
             write_checkpoint(self.folder.checkpoints, snapshot(self.model, more, replay))
-            if self._segments is None or keeps:
+            if goes_on and self.folder.replay.is_dir():
                 with suppress(ResumableError):  # where one cannot be read, nobody knows what it needs
                     holds = self._segments.known if self._segments is not None else ()
                     drop(self.folder.replay, [*needed_segments(self.folder.checkpoints), *holds])

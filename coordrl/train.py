@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             address=arguments.address or None,
         )
         if crew:
-            from coordrl.apex import Actors, Fleet
+            from coordrl.fleet import Actors, Fleet
 
             actors = Actors(Fleet(*crew, arguments.address or None))
             try:

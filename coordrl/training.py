@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import get_device
 
 from coordrl.a2c import A2C
 from coordrl.algorithms import build_model, check_device, environment_seed, skip_compiler
-from coordrl.apex import Actors, Fleet, build_learner, learn_from
+from coordrl.apex import build_learner, learn_from
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
 from coordrl.course import Course, Options, StopSignals
@@ -28,6 +28,7 @@ from coordrl.errors import CheckpointError, DivergedError, ReplayError, Resumabl
 from coordrl.exactness import conditions, differences, promise, versions
 from coordrl.fast_parts import one_thread
 from coordrl.files import cut_rows
+from coordrl.fleet import Actors, Fleet
 from coordrl.footprint import STEPS, check_memory
 from coordrl.marks import Marks
 from coordrl.process import allowed_cores, processor_name
@@ -82,19 +83,8 @@ def train(
         if get_device(options.device).type != "cpu":
             end(workers)  # the network is where they cannot reach it
             workers = ()
-        n_envs = int(spec.settings["n_envs"])
-        model: BaseAlgorithm
-        env: WholeVecEnv
-        if actors:
-            model, env = build_learner(spec, actors.fleet, device=options.device, fast=not options.general)
-        else:
-            env = make_env(
-                spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every
-            )
+        model, env = _build(spec, options, workers, actors)
         try:
-            if not actors:
-                with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
-                    model = build_model(spec, env, device=options.device, fast=not options.general)
             processes = (actors.fleet.actors if actors else len(workers)) + 1
             facts: dict[str, Any] = {"parameters": _parameters(model), "processes": processes}
             facts["path"] = model.choose_path() if isinstance(model, A2C) else str(getattr(model, "path", "general"))
@@ -118,8 +108,6 @@ def train(
             now |= {"eval_every": options.eval_every, "eval_episodes": options.eval_episodes}
             before = str(folder.fact("exact_resume")) if checkpoint else ""
             facts["exact_resume"] = before if before.startswith(WENT_ON) else promise(model)
-            if actors and not before.startswith(WENT_ON):
-                facts["exact_resume"] = "no: what actors play is learnt from when it comes"
             view = _show_again(folder, marks)
             with ProgressLine(f"{spec.game} {spec.agent}-{spec.extractor}", spec.steps, start=begins_at) as line:
                 _announce(line, spec, folder, model, begins_at, checkpoint.skipped if checkpoint else [])
@@ -165,6 +153,22 @@ def train(
                     view.close()
         finally:
             env.close()
+
+
+def _build(
+    spec: Spec, options: Options, workers: Sequence[Worker], actors: Actors | None
+) -> tuple[BaseAlgorithm, WholeVecEnv]:
+    """Build the model of a run, and the games that it plays or, with actors, what stands for them."""
+    if actors:
+        return build_learner(spec, actors.fleet, device=options.device, fast=not options.general)
+    n_envs = int(spec.settings["n_envs"])
+    env = make_env(spec.game, n_envs, protocol=spec.protocol, workers=workers, reseed_every=options.reseed_every)
+    try:
+        with one_thread() if workers else nullcontext():  # the cores are busy with starting the workers
+            return build_model(spec, env, device=options.device, fast=not options.general), env
+    except BaseException:
+        env.close()
+        raise
 
 
 def _patience(spec: Spec, fleet: Fleet | None = None) -> float:

@@ -47,7 +47,8 @@ def playing(spec: Spec, seed: int, steps: int) -> DQN:
     games = Games()
     model._setup_learn(10**6, games)
     model.collect_rollouts(env, games, TrainFreq(steps * N_ENVS, TrainFrequencyUnit.STEP), model.replay_buffer)
-    return model  # type: ignore[no-any-return]
+    assert isinstance(model, DQN)
+    return model
 
 
 def weights(model: Any) -> dict[str, Any]:

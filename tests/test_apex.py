@@ -139,6 +139,63 @@ def test_a_node_that_is_lost_takes_its_actors_along_and_the_others_play_on(
     wait_for(lambda: newest_checkpoint(run) > kept)
 
 
+IN_TURN = """
+import os, pathlib, signal, time
+from coordrl.apex import build_learner
+from coordrl.fleet import Actors, Fleet
+from coordrl.recipes import find_recipe
+from coordrl.results import Spec
+
+def starter_of(pid):  # the process that started the raylet that started this one
+    for _ in range(2):
+        pid = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
+
+recipe = find_recipe("apex", ["n_envs=3", "buffer_size=3000"])
+spec = Spec("PlaceMatters", "apex", "apex", "pool", "controls-v1", 0, 10**6, dict(recipe.settings))
+actors = Actors(Fleet(3, 1, None))
+model, _ = build_learner(spec, actors.fleet, device="cpu", fast=True)
+told = []
+actors.begin(spec, model, fast=True, say=told.append)
+weights = actors.lend({name: p.detach().numpy().copy() for name, p in model.q_net.named_parameters()})
+parts = model.replay_buffer.parts
+
+def take(enough):
+    until = time.monotonic() + 120
+    while not enough():
+        assert time.monotonic() < until, told
+        actors.ask(weights, 10**6)
+        actors.take(0.2)
+
+take(lambda: min(part.adds for part in parts) > 0)  # all have begun
+begun = [part.adds for part in parts]
+for _ in range(15):  # a learner so slow that all are ready every time
+    actors.ask(weights, 10**6)
+    time.sleep(0.6)
+    assert actors.take(1.0) is not None
+print([(part.adds - before) // 100 for part, before in zip(parts, begun)], flush=True)
+
+names = {int(p.parent.name): p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if p.exists()}
+mine = [pid for pid, name in names.items() if name.startswith(b"ray::Actor") and starter_of(pid) == os.getpid()]
+os.kill(mine[0], signal.SIGSTOP)  # an emulator that hangs
+actors._silence = 3.0
+before = [part.adds for part in parts]
+take(lambda: any("silent for 3 s" in word for word in told))
+take(lambda: all(part.adds > count + 300 for part, count in zip(parts, before)))
+print(sum("silent" in word for word in told), flush=True)
+actors.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_learner_serves_actors_in_turn_and_one_that_is_silent_is_replaced() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_TURN], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    served, silent = done.stdout.strip().splitlines()[-2:]
+    assert served == "[5, 5, 5]"
+    assert silent == "1"
+
+
 @pytest.mark.slow
 def test_a_run_comes_to_its_end_with_the_actors_that_are_left(
     cluster: Cluster, train: Callable[..., subprocess.Popen[str]], tmp_path: Path

@@ -55,6 +55,7 @@ FLOORS = [
         "marks",
     },
     {"course", "launch", "evidence", "ablation", "actor"},
+    {"fleet"},
     {"apex"},
     {"training", "scoreboard", "estimate", "slurm", "cluster", "findings", "ablations"},
     {"words", "pictures", "figures"},
