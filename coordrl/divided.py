@@ -185,7 +185,7 @@ class DividedVecEnv(WholeVecEnv):
         if n_envs < 1:
             raise RequestError(f"n_envs is {n_envs}; it is at least 1")
         game = find_game(game)  # before any process is started
-        choose_protocol([game], protocol)
+        protocol = choose_protocol([game], protocol).name
         hired = None if workers is None or isinstance(workers, int) else [*workers]
         count = len(hired) + 1 if hired is not None else default_workers(n_envs)
         if isinstance(workers, int):
@@ -200,18 +200,12 @@ class DividedVecEnv(WholeVecEnv):
         # Started before the rest, so that they import while this process goes on.
         others = hire(WORKER, count) if hired is None else hired
         self.parts = [Part(worker, size) for worker, size in zip(others, self.sizes[1:], strict=True)]
+        words: dict[str, Any] = {"protocol": protocol, "training": training, "reseed_every": reseed_every}
         try:
-            self.mine = AtariVecEnv(
-                game,
-                self.sizes[0],
-                protocol=protocol,
-                num_threads=1 if self.parts else None,
-                training=training,
-                reseed_every=reseed_every,
-            )
+            for part in self.parts:  # first: loading a game into an emulator takes a sixth of a second
+                part.make(game=game, **words)
+            self.mine = AtariVecEnv(game, self.sizes[0], num_threads=1 if self.parts else None, **words)
             self.game, self.protocol, self.training = self.mine.game, self.mine.protocol, training
-            for part in self.parts:
-                part.make(game=self.game, protocol=self.protocol.name, training=training, reseed_every=reseed_every)
             self.action_meanings = self.mine.action_meanings
             self._lives = [0] * n_envs
             super().__init__(n_envs, self.mine.observation_space, self.mine.action_space)
