@@ -116,7 +116,7 @@ def learn_from(actors: Actors, model: DQN, course: Course, total: int, *, stoppe
                     told = time.monotonic()
                     course.line.say(actors.waiting())
         except DivergedError as error:
-            raise course.diverged("an actor's Q values are not numbers") from error
+            raise course.divergence.error("an actor's Q values are not numbers") from error
         except (RequestError, ResumableError):
             course.keep()
             raise

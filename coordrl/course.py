@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, final
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -28,60 +23,23 @@ from coordrl.checkpoint import needed_segments, write_checkpoint
 from coordrl.console import ProgressLine, format_seconds, time_left
 from coordrl.coordinates import first_coordconv, position_maps, weight_norms
 from coordrl.curves import TensorBoardView
+from coordrl.divergence import Divergence
 from coordrl.dqn import DQN
-from coordrl.errors import DivergedError, ResumableError, StoppedError
+from coordrl.errors import ResumableError, StoppedError
 from coordrl.evaluation import describe_games, evaluate
 from coordrl.faults import reach
 from coordrl.files import append_row, read_rows, replace_data, replace_file, sync_file, write_json
 from coordrl.marks import Marks, is_due
+from coordrl.options import Options
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import ROWS, WINDOW, RunFolder, Spec
 from coordrl.segments import Segment, Segments, drop
 from coordrl.snapshot import snapshot
-from coordrl.suites import ATARI, RESEED_EVERY, find_protocol
+from coordrl.stopping import StopSignals
+from coordrl.suites import ATARI, find_protocol
 from coordrl.watchdog import Watchdog
 
 MAPS = 20  # pictures of the position maps over a run
-BATCH = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
-LOSSES = ("train/loss", "train/policy_loss", "train/value_loss", "train/entropy_loss")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is carried out. The numbers of workers and of steps between seeds change what is drawn, the rest nothing."""
-
-    device: str
-    checkpoint_every: int  # steps
-    eval_every: int  # steps; 0 for no evaluations
-    eval_episodes: int
-    command: str
-    general: bool = False  # computed as SB3 does, without what is faster
-    workers: int = 1  # processes that it may be divided over, the training's own among them
-    plan: str | None = None  # the hash of the comparison that the run is part of
-    reseed_every: int = RESEED_EVERY  # steps of an environment between new seeds; see coordrl.journal
-    actors: int = 0  # processes on Ray that play; 0: this one plays
-    address: str | None = None  # of the cluster where they are; None: this machine
-
-
-@final
-class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted instead of interrupting; a second SIGINT ends at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            os._exit(130)  # asked twice: leave now; the files are whole at any moment
-        self.received = number
 
 
 @final
@@ -112,6 +70,7 @@ class Course(BaseCallback):
         self.spec, self.folder, self.options, self.view, self.line = spec, folder, options, view, line
         self._signals, self._watchdog = signals, watchdog
         self._marks, self._conditions = marks, dict(conditions)
+        self.divergence = Divergence(spec, folder, model)
         self._layer = first_coordconv(model)
         begins_at = model.num_timesteps
         self._row_every = max(spec.steps // ROWS, 1)
@@ -146,7 +105,7 @@ class Course(BaseCallback):
         step = self.model.num_timesteps
         reach("update")
         self._watchdog.beat()
-        self._check_losses()
+        self.divergence.check_losses()
         if self._segments is not None:
             self._segments.seal_if_due()
             self._hold_updates()
@@ -184,8 +143,8 @@ class Course(BaseCallback):
 
     def finish(self) -> None:
         """Write the last row, the last evaluation, the last checkpoint, SB3's export, and the result."""
-        self._check_losses()
-        self._check_weights()
+        self.divergence.check_losses()
+        self.divergence.check_weights()
         step = self.model.num_timesteps
         if step > self._marks.row:
             self._write_row()
@@ -223,50 +182,6 @@ class Course(BaseCallback):
         self.line.say(f"curves: tensorboard --logdir {path}")
         if find_protocol(self.spec.protocol).world is ATARI:
             self.line.say(f"video:  coordrl play {path}")
-
-    def _check_losses(self) -> None:
-        """Stop where a loss is not a number any more: nothing good comes after it."""
-        for name in LOSSES:
-            value = self.model.logger.name_to_value.get(name, 0.0)
-            if not math.isfinite(value):
-                raise self.diverged(f"{name} is {value}")
-
-    def _check_weights(self) -> None:
-        """Stop where a weight is not a number any more: such a checkpoint would be worth nothing."""
-        for name, parameter in self.model.policy.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise self.diverged(f"{name} is not finite")
-
-    def diverged(self, sign: str) -> DivergedError:
-        """Make the error that says how the training diverged."""
-        kept = f"The last good checkpoint is kept in {self.folder.checkpoints}"
-        if not self.folder.checkpoints.is_dir():
-            kept = "There was no checkpoint yet"
-        return DivergedError(
-            f"the training diverged at step {self.model.num_timesteps:,}: {sign}. {kept}; try a smaller learning rate, in"
-            " another folder: --set learning_rate=... --out ..."
-        )
-
-    def record_divergence(self, error: DivergedError) -> None:
-        """Write diverged.json, and the batch of the update that it came to light after, as .npy in diverged/.
-
-        A comparison counts such a run with the games that it finished before.
-        """
-        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        facts = {"spec": asdict(self.spec), "step": self.model.num_timesteps, "sign": str(error), "returns": returns}
-        write_json(self.folder.diverged_file, facts)
-        with suppress(OSError):  # a disk that is full for it is no reason to call this anything but diverged
-            for name, values in self._last_batch().items():
-                self.folder.diverged_batch.mkdir(exist_ok=True)
-                (self.folder.diverged_batch / f"{name}.npy").write_bytes(array_bytes(values))
-
-    def _last_batch(self) -> dict[str, NDArray[Any]]:
-        """Return what the last update was made from, by name."""
-        if isinstance(self.model, DQN):
-            batch = self.model.last_batch._asdict() if self.model.last_batch else {}
-            return {name: value.cpu().numpy() for name, value in batch.items() if value is not None}
-        buffer = getattr(self.model, "rollout_buffer", None)
-        return {} if buffer is None else {name: np.asarray(getattr(buffer, name)) for name in BATCH}
 
     def _describe(self, step: int) -> str:
         """Say where the training is."""
@@ -350,7 +265,7 @@ class Course(BaseCallback):
         episodes = self.options.eval_episodes
 
         began = time.monotonic()
-        self._check_weights()
+        self.divergence.check_weights()
 
         def on_step(returns: list[float], steps: int) -> None:
             self._watchdog.beat()
@@ -391,7 +306,7 @@ class Course(BaseCallback):
         if self._kept == self.model.num_timesteps:
             return
         with self._pause():
-            self._check_weights()
+            self.divergence.check_weights()
             self.view.flush()
             for log in (self.folder.progress_file, self.folder.evaluations_file):
                 if log.exists():

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from coordrl.console import (
 from coordrl.errors import RequestError
 from coordrl.faults import arm_from_environment
 from coordrl.footprint import check_parts
+from coordrl.options import Options
 from coordrl.process import allowed_cores, obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
@@ -143,10 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 0
         count = _count_workers(spec, arguments, folder)
-        tune()  # before torch is imported
-        from coordrl.course import Options  # torch, SB3 and the emulator: seconds to import
-        from coordrl.training import train
-
         options = Options(
             device=arguments.device,
             checkpoint_every=arguments.checkpoint_every,
@@ -160,18 +158,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             actors=crew[0] if crew else 0,
             address=arguments.address or None,
         )
-        if crew:
-            from coordrl.fleet import Actors, Fleet
-
-            actors = Actors(Fleet(*crew, arguments.address or None))
-            try:
-                train(spec, recipe, folder, options, actors=actors)
-            finally:
-                actors.close()
-            return 0
-        workers = hire("coordrl.divided_worker", count)
+        tune()  # before torch is imported
+        workers = hire("coordrl.divided_worker", count)  # they import it while this process does
         try:
-            train(spec, recipe, folder, options, workers)
+            from coordrl.training import train  # torch, SB3 and the emulator: seconds to import
+
+            if crew:
+                from coordrl.fleet import Actors, Fleet
+
+                with closing(Actors(Fleet(*crew, arguments.address or None))) as actors:
+                    train(spec, recipe, folder, options, actors=actors)
+            else:
+                train(spec, recipe, folder, options, workers)
         finally:
             end(workers)
         return 0

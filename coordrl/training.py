@@ -20,7 +20,7 @@ from coordrl.algorithms import build_model, check_device, environment_seed, skip
 from coordrl.apex import build_learner, learn_from
 from coordrl.checkpoint import Checkpoint, read_newest
 from coordrl.console import ProgressLine, time_left
-from coordrl.course import Course, Options, StopSignals
+from coordrl.course import Course
 from coordrl.curves import TensorBoardView
 from coordrl.dqn import DQN
 from coordrl.environments import make_env
@@ -31,10 +31,12 @@ from coordrl.files import cut_rows
 from coordrl.fleet import Actors, Fleet
 from coordrl.footprint import STEPS, check_memory
 from coordrl.marks import Marks
+from coordrl.options import Options
 from coordrl.process import allowed_cores, processor_name
 from coordrl.replay import FrameReplayBuffer
 from coordrl.results import RunFolder, Spec
 from coordrl.snapshot import restore, restore_games, restore_generators
+from coordrl.stopping import StopSignals
 from coordrl.suites import find_protocol
 from coordrl.vectors import WholeVecEnv
 from coordrl.watchdog import Watchdog
@@ -141,13 +143,13 @@ def train(
                         learn(spec.steps - begins_at, callback=course, log_interval=None, reset_num_timesteps=False)
                     course.finish()
                 except DivergedError as error:
-                    course.record_divergence(error)
+                    course.divergence.record(error)
                     raise
                 except ValueError as error:
                     if "invalid values" not in str(error):  # torch's words when it is asked to sample from NaN
                         raise
-                    diverged = course.diverged("the policy's probabilities are not numbers")
-                    course.record_divergence(diverged)
+                    diverged = course.divergence.error("the policy's probabilities are not numbers")
+                    course.divergence.record(diverged)
                     raise diverged from error
                 finally:
                     view.close()
