@@ -51,7 +51,12 @@ def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rows", ["sb3-on-atarivecenv,coordrl-coord,coordrl-general", "sb3-dqn-on-atarivecenv,coordrl-dqn,coordrl-apex"]
+    "rows",
+    [
+        "sb3-on-atarivecenv,coordrl-coord,coordrl-general",
+        "sb3-dqn-on-atarivecenv,coordrl-dqn,coordrl-apex",
+        "sb3-ppo,sb3-ppo-coord",
+    ],
 )
 def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> None:
     command = [
