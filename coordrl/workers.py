@@ -237,10 +237,13 @@ class Worker:
 
     def hang_up(self) -> None:
         """Let the worker end, and do not wait for it."""
+        if self._asked == 0:  # it may still be importing, for seconds, and hears of nothing before
+            self._process.kill()
         self._mine.close()
 
     def close(self) -> None:
         """End the worker; a second call does nothing."""
+        self.hang_up()
         self._end()
 
     def _lost(self) -> ResumableError:
@@ -297,7 +300,17 @@ def _be_worker() -> None:
     # The end of the socket says that the parent has ended, unless somebody has a copy of its other end: a process
     # that the parent forked. Not prctl's PDEATHSIG: that is sent when the starting *thread* ends.
     threading.Thread(target=_watch, args=(int(sys.argv[2]),), daemon=True).start()
-    import_module(sys.argv[3]).main()
+    try:
+        main = import_module(sys.argv[3]).main
+    except Exception as error:  # raised where something is asked, not printed by each process
+        failure = error
+
+        def fail(request: Message, fds: Sequence[int]) -> dict[str, Any]:
+            raise failure
+
+        serve(fail)
+    else:
+        main()
 
 
 def _watch(parent: int) -> None:

@@ -575,6 +575,43 @@ def test_a_worker_heeds_its_parent_while_it_still_imports() -> None:
         wait_for_end([pid], seconds=5)
 
 
+def test_a_worker_that_was_asked_nothing_is_not_waited_for() -> None:
+    began = time.monotonic()
+    worker = Worker("coordrl.divided_worker", "2 of 2")  # seconds from its first answer
+    worker.close()
+    worker.close()
+    assert not is_running(worker.pid)
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_worker_that_cannot_be_imported_says_why_when_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError('a library is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    worker = Worker("broken", "2 of 2")
+    worker.tell({"do": "make"})
+    with pytest.raises(ValueError, match="a library is missing"):
+        worker.answer()
+    worker.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 2.0])
+def test_ctrl_c_while_everything_is_imported_ends_at_once(seconds: float, tmp_path: Path) -> None:
+    words = ["-m", "coordrl", "train", "--game", "Pong", "--workers", "2", "--out", str(tmp_path)]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (pids := children.read_text().split()):
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    wait_for_end([int(pid) for pid in pids], seconds=2)
+
+
 def is_ignoring(pid: int) -> bool:
     """Whether a process ignores SIGTERM by now."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -747,9 +784,11 @@ def test_numbers_of_workers_that_cannot_be_are_refused(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_worker_that_cannot_start_is_said() -> None:
-    worker = Worker("coordrl.no_such_module", "1 of 1")
+def test_a_worker_that_ends_at_its_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ending.py").write_text("import os; os._exit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    worker = Worker("ending", "1 of 1")
     worker.tell({"do": "make"})
-    with pytest.raises(ResumableError, match="worker process 1 of 1 ended with exit code 1"):
+    with pytest.raises(ResumableError, match="worker process 1 of 1 ended with exit code 3"):
         worker.answer()
     worker.close()
