@@ -42,7 +42,7 @@ def test_its_table_of_extractors_is_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["scripts/train", "scripts/test", "scripts/check", "scripts/bench", "scripts/curve"]
+    "command", ["scripts/train", "scripts/test", "scripts/check", "scripts/bench", "scripts/curve", "scripts/learning"]
 )
 def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
     assert command in README
@@ -55,7 +55,7 @@ def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
     [
         "sb3-on-atarivecenv,coordrl-coord,coordrl-general",
         "sb3-dqn-on-atarivecenv,coordrl-dqn,coordrl-apex",
-        "sb3-ppo,sb3-ppo-coord",
+        "sb3-ppo-on-atarivecenv,sb3-ppo-coord",
     ],
 )
 def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> None:
@@ -73,6 +73,21 @@ def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> No
     measured = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]
     assert set(measured) == set(rows.split(","))
     assert all(row["steps_per_second"]["median"] > 0 for row in measured.values())
+
+
+@pytest.mark.slow
+def test_the_check_of_what_is_learnt_follows_what_it_trains(tmp_path: Path) -> None:
+    words = ["--steps", "1600", "--seeds", "1", "--out", str(tmp_path), "--picture", str(tmp_path / "learning.png")]
+    command = [sys.executable, str(ROOT / "scripts" / "learning"), *words]
+    for _ in range(2):  # the second time it reads what the first has trained
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(re.findall("mean return of the last", done.stdout)) == 2
+    assert (tmp_path / "learning.png").stat().st_size > 1000
+    (tmp_path / "Breakout-1600-sb3-0.json").write_text("{")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "holds no training; remove it" in done.stderr
 
 
 def test_no_placeholder_was_left() -> None:
