@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -56,6 +55,8 @@ class Evaluation:
     def half_width(self) -> float | None:
         """Half the width of the 95 % interval of the mean (Student's t); None for one game, which has none."""
         games = len(self.returns)
+        from scipy.special import stdtrit  # a quarter of a second, which a training need not wait for
+
         return float(stdtrit(games - 1, 0.975)) * self.std / math.sqrt(games) if games > 1 else None
 
 
