@@ -31,6 +31,7 @@ from coordrl.options import Options
 from coordrl.process import allowed_cores, obey_launcher, tune
 from coordrl.recipes import find_recipe, recipe_names
 from coordrl.results import RunFolder, Spec, find_runs
+from coordrl.stopping import ended_by_interrupt
 from coordrl.suites import (
     ATARI,
     CONTROL_GAMES,
@@ -161,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tune()  # before torch is imported
         workers = hire("coordrl.divided_worker", count)  # they import it while this process does
         try:
-            from coordrl.training import train  # torch, SB3 and the emulator: seconds to import
+            with ended_by_interrupt():
+                from coordrl.training import train  # torch, SB3 and the emulator: seconds to import
 
             if crew:
                 from coordrl.fleet import Actors, Fleet
