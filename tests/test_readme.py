@@ -77,14 +77,14 @@ def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_check_of_what_is_learnt_follows_what_it_trains(tmp_path: Path) -> None:
-    words = ["--steps", "1600", "--seeds", "1", "--out", str(tmp_path), "--picture", str(tmp_path / "learning.png")]
+    words = ["--steps", "6400", "--seeds", "1", "--out", str(tmp_path), "--picture", str(tmp_path / "learning.png")]
     command = [sys.executable, str(ROOT / "scripts" / "learning"), *words]
     for _ in range(2):  # the second time it reads what the first has trained
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         assert len(re.findall("mean return of the last", done.stdout)) == 2
     assert (tmp_path / "learning.png").stat().st_size > 1000
-    (tmp_path / "Breakout-1600-sb3-0.json").write_text("{")
+    (tmp_path / "Breakout-6400-sb3-0.json").write_text("{")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "holds no training; remove it" in done.stderr
