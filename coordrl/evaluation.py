@@ -54,9 +54,9 @@ class Evaluation:
     @property
     def half_width(self) -> float | None:
         """Half the width of the 95 % interval of the mean (Student's t); None for one game, which has none."""
-        games = len(self.returns)
         from scipy.special import stdtrit  # a quarter of a second, which a training need not wait for
 
+        games = len(self.returns)
         return float(stdtrit(games - 1, 0.975)) * self.std / math.sqrt(games) if games > 1 else None
 
 
