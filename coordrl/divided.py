@@ -158,7 +158,7 @@ class DividedVecEnv(WholeVecEnv):
         game: in any usual spelling.
         n_envs: at least one for each process.
         workers: processes, this one among them; by default one a core that this process may use, with at least
-            two environments each. Or the others themselves, as `hire` started them.
+            four environments each. Or the others themselves, as `hire` started them.
         protocol: the rules, a name of coordrl.suites.PROTOCOLS.
         seed: environment i gets seed + i. None draws one.
         training: as AtariVecEnv's.

@@ -55,7 +55,7 @@ _STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
 ENVS_PER_ACTOR = 8
 MOST_ACTORS = 10_000
-_WORKERS = "(default: one a core or OMP thread, with two environments each at least)"
+_WORKERS = "(default: one a core or OMP thread, with four environments each at least)"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class _Channel:
         return _HEADER.size + size
 
 
-ENVS_PER_WORKER = 2  # with one, half of what a process does is waiting for the others
+ENVS_PER_WORKER = 4  # with fewer, a network's batch is too small to be worth a core
 
 
 def default_workers(n_envs: int) -> int:

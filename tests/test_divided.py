@@ -135,9 +135,9 @@ def test_numbers_of_processes_are_checked() -> None:
 def test_by_default_each_core_that_may_be_used_gets_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(allowed_cores())
-    assert default_workers(1) == default_workers(3) == 1
+    assert default_workers(1) == default_workers(7) == 1
     assert default_workers(400) == cores
-    assert default_workers(8) == min(cores, 4)
+    assert default_workers(8) == min(cores, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert default_workers(400) == 1
 
