@@ -31,9 +31,34 @@ def test_the_snippet_for_sb3_runs_as_it_stands_and_is_short(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_every_picture_and_page_it_links_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that the headings of a page get."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_picture_and_page_it_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+def test_every_page_and_picture_is_linked_from_one() -> None:
+    links = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text())
+    }
+    assert {path.resolve() for path in (ROOT / "docs").iterdir() if path.is_file()} <= links
 
 
 def test_its_table_of_extractors_is_complete() -> None:
@@ -42,7 +67,16 @@ def test_its_table_of_extractors_is_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["scripts/train", "scripts/test", "scripts/check", "scripts/bench", "scripts/curve", "scripts/learning"]
+    "command",
+    [
+        "scripts/train",
+        "scripts/test",
+        "scripts/check",
+        "scripts/bench",
+        "scripts/curve",
+        "scripts/learning",
+        "scripts/limits",
+    ],
 )
 def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
     assert command in README
@@ -53,7 +87,7 @@ def test_every_script_it_names_is_there_and_can_be_run(command: str) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        "sb3-on-atarivecenv,coordrl-coord,coordrl-general",
+        "sb3-on-atarivecenv,coordrl-coord,coordrl-general@cpu",
         "sb3-dqn-on-atarivecenv,coordrl-dqn,coordrl-apex",
         "sb3-ppo-on-atarivecenv,sb3-ppo-coord",
     ],
@@ -73,6 +107,48 @@ def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> No
     measured = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]
     assert set(measured) == set(rows.split(","))
     assert all(row["steps_per_second"]["median"] > 0 for row in measured.values())
+    assert all(row["device"] == "cpu" for name, row in measured.items() if name.endswith("@cpu"))
+
+
+@pytest.mark.slow
+def test_what_limits_a_training_is_measured_part_by_part() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "2,8", "--rollouts", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    number = r" +([\d.,]+) │"
+    rows = {
+        name.strip(): [float(value.replace(",", "")) for value in values]
+        for name, *values in re.findall(rf"│ ([^│\d]*?) │{number}{number}", done.stdout)
+    }
+    parts = [rows[f"- {part}, ms"] for part in ("emulation", "acting", "learning", "the rest")]
+    assert all(value > 0 for part in parts for value in part)
+    assert [sum(column) for column in zip(*parts, strict=True)] == pytest.approx(
+        rows["rollout with clocks, ms"], rel=0.02
+    )
+    assert all(part[1] > part[0] for part in parts[:3])  # of two environments and of eight
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["limits", "--envs", "16,x"], "limits: --envs is 16,x; it is one whole number or several, with commas"),
+        (["limits", "--envs", "16,2000"], "limits: agent a2c: n_envs is 2000; it is a whole number from 1 to 1024"),
+        (["limits", "--rollouts", "0"], "limits: --rollouts is 0; it is at least 1"),
+        (["limits", "--game", "PlaceMatters"], "limits: PlaceMatters is no Atari game"),
+        (["limits", "--device", "warp"], 'limits: there is no device "warp" here; there are auto, cpu and cuda'),
+        (["bench", "--rows", "sb3-dummy@warp"], 'bench: there is no device "warp"; there are auto, cpu and cuda'),
+        (["bench", "--rows", "sb3-dummy@"], 'bench: "sb3-dummy@" names no device; after the @ comes auto, cpu or cuda'),
+        (["bench", "--rows", "network@cpu"], 'bench: "network@cpu" cannot be measured: network is on the CPU always'),
+        (["bench", "--rows", "sb3-dumy@cpu"], 'bench: there is no row "sb3-dumy"; did you mean sb3-dummy'),
+        (["bench", "--rows", "sb3-dummy,sb3-dqn@cpu"], "bench: rows of DQN, PPO and A2C have no common reference"),
+    ],
+)
+def test_a_script_says_in_one_line_what_it_cannot_measure(words: list[str], reason: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(reason)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -90,5 +166,6 @@ def test_the_check_of_what_is_learnt_follows_what_it_trains(tmp_path: Path) -> N
     assert "holds no training; remove it" in done.stderr
 
 
-def test_no_placeholder_was_left() -> None:
-    assert "RESULTS" not in README
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_placeholder_was_left(page: Path) -> None:
+    assert not re.search(r"\b(RESULTS|LONGRUN|PLACEHOLDER|TODO|FIXME|TBD)\b", page.read_text())
