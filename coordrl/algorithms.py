@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import get_device, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim import Optimizer
 
@@ -145,11 +145,11 @@ def check_device(device: str) -> None:
     """
     check_device_name(device)
     try:
-        if device != "auto":
-            torch.zeros(1, device=device).cpu()
+        torch.zeros(1, device=get_device(device) if device == "auto" else device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(f'device "{device}" cannot be used here: {reason}. Use auto or cpu') from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        instead = "cpu" if device == "auto" else "auto or cpu"
+        raise RequestError(f'device "{device}" cannot be used here: {reason}. Use {instead}') from error
 
 
 def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:

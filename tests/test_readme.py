@@ -107,12 +107,35 @@ def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> No
     measured = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]
     assert set(measured) == set(rows.split(","))
     assert all(row["steps_per_second"]["median"] > 0 for row in measured.values())
-    assert all(row["device"] == "cpu" for name, row in measured.items() if name.endswith("@cpu"))
+
+
+@pytest.mark.slow
+def test_a_row_of_the_benchmark_can_have_a_device_of_its_own(tmp_path: Path) -> None:
+    def run(device: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            "--quick",
+            "--rows",
+            f"coordrl-general{device}",
+            "--device",
+            "cuda:99",
+            "--out",
+            str(tmp_path / "b.json"),
+        ]
+        command = [sys.executable, str(ROOT / "scripts" / "bench"), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert run("@cpu").returncode == 0
+    row = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]["coordrl-general@cpu"]
+    assert row["device"] == "cpu"
+    done = run("")
+    assert done.returncode == 1
+    assert done.stderr.startswith('bench: row coordrl-general cannot be built: device "cuda:99" cannot be used here: ')
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_what_limits_a_training_is_measured_part_by_part() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "2,8", "--rollouts", "4"]
+    command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "2,32", "--rollouts", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     number = r" +([\d.,]+) │"
@@ -122,21 +145,25 @@ def test_what_limits_a_training_is_measured_part_by_part() -> None:
     }
     parts = [rows[f"- {part}, ms"] for part in ("emulation", "acting", "learning", "the rest")]
     assert all(value > 0 for part in parts for value in part)
-    assert [sum(column) for column in zip(*parts, strict=True)] == pytest.approx(
-        rows["rollout with clocks, ms"], rel=0.02
-    )
-    assert all(part[1] > part[0] for part in parts[:3])  # of two environments and of eight
+    for n_envs, rate, rollout in zip((2, 32), rows["steps/s"], rows["rollout, ms"], strict=True):
+        assert rate == pytest.approx(5 * n_envs * 1000 / rollout, rel=0.02)
+    assert all(part[1] > part[0] for part in parts[:3])  # of 2 environments and of 32
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["limits", "--envs", "16,x"], "limits: --envs is 16,x; it is one whole number or several, with commas"),
-        (["limits", "--envs", "16,2000"], "limits: agent a2c: n_envs is 2000; it is a whole number from 1 to 1024"),
+        (["limits", "--envs", "16,x"], 'limits: --envs is "16,x"; it is one whole number or several, with commas'),
+        (
+            ["limits", "--envs", "16,2000"],
+            "limits: --envs names 2000 environments: agent a2c: n_envs is 2000; it is a whole number from 1 to 1024",
+        ),
         (["limits", "--rollouts", "0"], "limits: --rollouts is 0; it is at least 1"),
         (["limits", "--game", "PlaceMatters"], "limits: PlaceMatters is no Atari game"),
         (["limits", "--device", "warp"], 'limits: there is no device "warp" here; there are auto, cpu and cuda'),
-        (["bench", "--rows", "sb3-dummy@warp"], 'bench: there is no device "warp"; there are auto, cpu and cuda'),
+        (["bench", "--rows", "sb3-dummy@warp"], 'bench: there is no device "warp" here; there are auto, cpu and cuda'),
+        (["bench", "--rows", "sb3-dummy,"], "bench: --rows lacks a name before, after or between its commas"),
+        (["bench", "--games", "PlaceMatters"], "bench: PlaceMatters is no Atari game; name one of those"),
         (["bench", "--rows", "sb3-dummy@"], 'bench: "sb3-dummy@" names no device; after the @ comes auto, cpu or cuda'),
         (["bench", "--rows", "network@cpu"], 'bench: "network@cpu" cannot be measured: network is on the CPU always'),
         (["bench", "--rows", "sb3-dumy@cpu"], 'bench: there is no row "sb3-dumy"; did you mean sb3-dummy'),
