@@ -172,7 +172,7 @@ begun = [part.adds for part in parts]
 for _ in range(15):  # a learner so slow that all are ready every time
     actors.ask(weights, 10**6)
     time.sleep(0.6)
-    assert actors.take(1.0) is not None
+    assert actors.take(30.0) is not None  # at once, unless the machine is busy
 print([(part.adds - before) // 100 for part, before in zip(parts, begun)], flush=True)
 
 names = {int(p.parent.name): p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if p.exists()}
