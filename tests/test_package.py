@@ -58,7 +58,7 @@ def test_a_set_up_that_is_up_to_date_is_silent_and_costs_nothing() -> None:
     began = time.monotonic()
     done = run(str(ROOT / "scripts" / "setup"), "test")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_an_unknown_set_up_is_refused() -> None:

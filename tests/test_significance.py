@@ -78,9 +78,9 @@ def test_neither_the_order_of_seeds_nor_that_of_arms_matters(pooled: list[float]
 def test_twelve_against_twelve_are_counted_at_once_and_twenty_against_twenty_in_seconds() -> None:
     rng = np.random.default_rng(0)
     for seeds, limit in ((12, 2.0), (20, 20.0)):  # seconds; far from what an idle machine takes
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = permutation_test(rng.normal(size=seeds), rng.normal(size=seeds))
-        assert time.perf_counter() - begun < limit
+        assert time.process_time() - begun < limit
         assert found.exact
         assert found.arrangements == math.comb(2 * seeds, seeds)
         assert found.p_value * found.arrangements == pytest.approx(round(found.p_value * found.arrangements))
