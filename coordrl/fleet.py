@@ -28,7 +28,7 @@ IN_HAND = 2  # chunks of an actor: one that it plays while the other is on its w
 LOSSES = 5  # in a row without a chunk in between, of one actor, until the run gives up
 LATE_SECONDS = 30.0  # after which nobody counts on an actor's chunk, so that the others play on to the end
 SILENT_SECONDS = 120.0  # after which an actor that has begun is taken for one that hangs
-SLOWEST = 10.0  # steps a second of an actor that does not
+SLOWEST = 2.0  # steps a second of one that does not: Ray's processes are nice to all others, 4 busy ones on 2 cores left it 10
 _MATTER = ("python", "coordrl", "torch", "stable_baselines3", "ale-py", "numpy")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's outer address
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would wait for whatever else the tests run
 
 from ray.cluster_utils import Cluster
 

@@ -135,7 +135,7 @@ def test_a_row_of_the_benchmark_can_have_a_device_of_its_own(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_what_limits_a_training_is_measured_part_by_part() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "2,32", "--rollouts", "4"]
+    command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "1,64", "--rollouts", "6"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     number = r" +([\d.,]+) │"
@@ -145,9 +145,9 @@ def test_what_limits_a_training_is_measured_part_by_part() -> None:
     }
     parts = [rows[f"- {part}, ms"] for part in ("emulation", "acting", "learning", "the rest")]
     assert all(value > 0 for part in parts for value in part)
-    for n_envs, rate, rollout in zip((2, 32), rows["steps/s"], rows["rollout, ms"], strict=True):
+    for n_envs, rate, rollout in zip((1, 64), rows["steps/s"], rows["rollout, ms"], strict=True):
         assert rate == pytest.approx(5 * n_envs * 1000 / rollout, rel=0.02)
-    assert all(part[1] > part[0] for part in parts[:3])  # of 2 environments and of 32
+    assert all(part[1] > part[0] for part in parts[:3])  # of one environment and of 64
 
 
 @pytest.mark.parametrize(
