@@ -15,6 +15,7 @@ from coordrl.divided import DividedVecEnv
 from coordrl.fast_network import FastNetwork, make_network
 from coordrl.fast_parts import Division, may_be_late, one_thread
 from coordrl.losses import A2CLoss
+from coordrl.signatures import extends
 
 
 @final
@@ -39,6 +40,7 @@ class A2C(stable_baselines3.A2C):
         path: how the last rollout was computed, in words: "fast", or "general" with the reason.
     """
 
+    @extends(stable_baselines3.A2C.__init__)
     def __init__(self, *args: Any, fast: bool = True, **kwargs: Any) -> None:
         self.fast = fast
         self.path = "general: nothing was learnt yet"
@@ -57,21 +59,28 @@ class A2C(stable_baselines3.A2C):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Play a rollout into the buffer; returns False if a callback asked to stop."""
-        network = self._choose_network(env, callback, rollout_buffer, n_rollout_steps)
         self._kept, self._loss = False, None
-        if network is None:
+        choose = (env, callback, rollout_buffer, n_rollout_steps)
+        if self._network is None and self._choose_network(*choose) is None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        network = self._choose_network(*choose)  # only now: that may have changed the policy
+        if network is None:
+            begun: Any = _Begun(callback)
+            return super().collect_rollouts(env, begun, rollout_buffer, n_rollout_steps)
         if self._division is not None:
             went_on = self._division.collect(self, callback, rollout_buffer)
             self._loss = self._division.loss
         else:
-            went_on = fast_rollout.collect(self, network, env, callback, rollout_buffer, n_rollout_steps)
+            arguments = (self, network, env, callback, rollout_buffer, n_rollout_steps)
+            went_on = fast_rollout.collect(*arguments, watch=not may_be_late(callback))
         self._kept = went_on is True
         return went_on is not False
 
     def train(self) -> None:
         """Make one update from the rollout buffer."""
-        if not self._kept or self._network is None:
+        if not self._kept or self._network is None or not self._is_kept(self._network):
             super().train()
             return
         loss = self._loss
@@ -88,6 +97,10 @@ class A2C(stable_baselines3.A2C):
         with one_thread() if self._division is not None else nullcontext():
             fast_rollout.update(self, loss)
         self._kept, self._loss = False, None
+
+    def _is_kept(self, network: FastNetwork) -> bool:
+        """Whether the activations are still those of the update: nobody has changed or frozen weights meanwhile."""
+        return not network.is_stale() and all(parameter.requires_grad for parameter in network.gradients)
 
     def _choose_network(
         self, env: VecEnv | None, callback: BaseCallback | None, buffer: RolloutBuffer, n_steps: int
@@ -133,3 +146,16 @@ class A2C(stable_baselines3.A2C):
     def _excluded_save_params(self) -> list[str]:
         """Name what is no part of a saved model."""
         return [*super()._excluded_save_params(), "_network", "_division", "_kept", "_loss", "path"]
+
+
+class _Begun:
+    """A callback that has been told already that the rollout starts."""
+
+    def __init__(self, callback: BaseCallback) -> None:
+        self._callback = callback
+
+    def on_rollout_start(self) -> None:
+        """Say nothing twice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._callback, name)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from coordrl.files import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER = 1 << 20  # bytes of the JSON at the head of a .safetensors
 
@@ -49,6 +50,8 @@ def parse_array(data: bytes) -> NDArray[Any]:
 
 def parse_tensors(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors, whose header is checked first: the library takes a key twice."""
+    import safetensors.torch  # imports torch, which reading arrays needs not
+
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
         raise ValueError(f"its header would have {length:,} bytes")

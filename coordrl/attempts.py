@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from coordrl.files import append_row
+from coordrl.files import append_row, open_own
 
 
 def attempts_file(out: Path) -> Path:
@@ -36,15 +36,16 @@ def record_end(out: Path, cell: str, attempt: int, *, exit_code: int, state: str
 def count_attempts(out: Path) -> dict[str, int]:
     """Return how often each run was started, by its folder; an empty dict where no launcher recorded anything."""
     try:
-        lines = attempts_file(out).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        with open_own(attempts_file(out)) as file:
+            lines = file.read().decode(errors="replace").splitlines()
+    except (OSError, ValueError):
         return {}
     counts: dict[str, int] = {}
     for line in lines:
         try:
             row = json.loads(line)
             cell, attempt = str(row["cell"]), int(row["attempt"])
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut short by a crash
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # cut short by a crash
             continue
         counts[cell] = max(counts.get(cell, 0), attempt)  # not the rows: one may be lost, and an attempt has two
     return counts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Annotated, Self, TypeVar, final
 
@@ -19,6 +20,8 @@ from coordrl.errors import CoordrlError, RequestError
 
 PLAIN_SECONDS = 10.0  # between two plain lines
 LIVE_SECONDS = 0.25  # between two drawings of the live line
+
+_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+")  # digits in threes
 
 _Arguments = TypeVar("_Arguments")
 
@@ -101,6 +104,8 @@ def time_left(done: int, total: int, seconds: float) -> str:
 
 def tell(text: str) -> None:
     """Print a line on stderr; nobody listening any more is no reason to end a training."""
+    if sys.stderr is None:  # closed before we began: print would take stdout, where results go
+        return
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -181,39 +186,71 @@ def run_command(work: Callable[[], int]) -> int:
     A full disk and other errors of reading and writing exit with 74; Ctrl-C where nothing handles it
     more gently exits with 130.
     """
+    _mend_streams()
     format_before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"coordrl: {message}\n"  # a line, without a place in the code
     try:
-        return work()
+        code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its line
+        return code
     except CoordrlError as error:
-        print(f"coordrl: {error}", file=sys.stderr)
+        tell(f"coordrl: {error}")
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has gone, as in: coordrl train --list | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 0
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _leave_stdout()
         where = f" ({error.filename})" if error.filename else ""
-        print(
+        tell(
             f"coordrl: reading or writing failed{where}: {error.strerror or error}; mend that, and the same command goes on"
-            " from the last checkpoint",
-            file=sys.stderr,
+            " from the last checkpoint"
         )
         return 74
     except KeyboardInterrupt:
-        print("coordrl: stopped", file=sys.stderr)
+        tell("coordrl: stopped")
         return 130
     finally:
         warnings.formatwarning = format_before
 
 
+def _leave_stdout() -> None:
+    """Send what is still to be printed nowhere: Python would try it again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _mend_streams() -> None:
+    """Make stdout and stderr fit for what is printed, however this process was started.
+
+    One that was closed would get its number for the next file that is opened, a checkpoint for one, into which a
+    library may print. A closed stdout fails when it is written to, because a result that nobody gets is none.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)  # gets the lowest free number
+            if number == 1:
+                sys.stdout = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 # as long as the process; a number
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a ± that the terminal has not is no reason to lose a score
+
+
 def _count(text: str) -> int:
-    """Read a whole number as people write it: 1000000, 1_000_000, 1e6, 250k, 10M."""
+    """Read a whole number as people write it: 1000000, 1_000_000, 1,000,000, 1e6, 250k, 10M."""
     scale = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+    digits = text if scale == 1 else text[:-1]
+    if _GROUPED.fullmatch(digits):  # other commas part a list, or a fraction from its whole
+        digits = digits.replace(",", "")
     try:
-        number = float((text if scale == 1 else text[:-1]).replace(",", "")) * scale
-    except ValueError:
-        number = math.nan
-    if not number.is_integer():
+        number = Decimal(digits) * scale
+    except ArithmeticError:
+        number = Decimal("NaN")
+    if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
         raise ValueError(f'"{text}" is no whole number, as 1000000, 250k, 10M and 1e6 are')
     return int(number)
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from coordrl.dueling import POLICIES
 from coordrl.errors import DivergedError, RequestError
 from coordrl.replay import Draw, FrameReplayBuffer
+from coordrl.signatures import extends
 from coordrl.vectors import WholeVecEnv
 
 _TOGETHER = 512  # transitions whose targets are computed in one pass, at most
@@ -79,6 +80,7 @@ class DQN(stable_baselines3.DQN):
         RequestError: switches that do not fit each other, the policy or the observations.
     """
 
+    @extends(stable_baselines3.DQN.__init__)
     def __init__(
         self,
         policy: str | type[DQNPolicy],
@@ -103,7 +105,8 @@ class DQN(stable_baselines3.DQN):
         self.ladder_place: tuple[int, int] | None = None
         self.n_stack: int | None = None  # pictures of an observation, where it is known to be a stack
         self.last_batch: ReplayBufferSamples | None = None  # of the last gradient step
-        self._collected: int | None = None  # transitions since the last update, in `learn`
+        self._collected: int | None = None  # transitions that the next update is for, in `learn`
+        self._chose_memory = False  # nobody asked for the class of the replay memory
         self.owed = 0
         if actor_priorities and not prioritized:
             raise RequestError("actor_priorities needs prioritized=True")
@@ -139,7 +142,8 @@ class DQN(stable_baselines3.DQN):
             self.replay_buffer_class = None  # SB3 would warn that it cannot know about n_steps
         super()._setup_model()
         if isinstance(self.replay_buffer, FrameReplayBuffer):
-            self.replay_buffer_class = asked
+            self.replay_buffer_class = FrameReplayBuffer
+            self._chose_memory = asked is None
 
     @property
     def path(self) -> str:
@@ -182,6 +186,11 @@ class DQN(stable_baselines3.DQN):
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Return actions; unless `deterministic`, each environment explores with its epsilon of the moment."""
+        given: Any = observation
+        if type(given) is tuple:  # of an env.reset(): SB3's policy says so
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        if isinstance(given, list):
+            observation = np.asarray(given)
         if deterministic or not self.policy.is_vectorized_observation(observation):
             return super().predict(observation, state, episode_start, deterministic)
         first = next(iter(observation.values())) if isinstance(observation, dict) else observation
@@ -235,10 +244,11 @@ class DQN(stable_baselines3.DQN):
         self, env: VecEnv, callback: BaseCallback, train_freq: TrainFreq, *args: Any, **kwargs: Any
     ) -> RolloutReturn:
         """Play until an update is due; with several environments at least one step of the vector."""
-        if train_freq.unit == TrainFrequencyUnit.STEP:
+        if train_freq.unit == TrainFrequencyUnit.STEP and self.gradient_steps >= 0:  # else a step for each transition
             train_freq = TrainFreq(max(1, train_freq.frequency // env.num_envs), train_freq.unit)
         rollout = super().collect_rollouts(env, callback, train_freq, *args, **kwargs)
-        self._collected = rollout.episode_timesteps if rollout.continue_training else None
+        trains = rollout.continue_training and self.num_timesteps > self.learning_starts
+        self._collected = rollout.episode_timesteps if trains and self.gradient_steps else None
         return rollout
 
     def _store_transition(
@@ -405,7 +415,10 @@ class DQN(stable_baselines3.DQN):
 
     def _excluded_save_params(self) -> list[str]:
         """Name what is no part of a saved model."""
-        return [*super()._excluded_save_params(), "acting", "_q_values", "_keeps", "_collected", "last_batch"]
+        own = ["acting", "_q_values", "_keeps", "_collected", "_chose_memory", "last_batch"]
+        # A model that is loaded chooses anew, and SB3's DQN can load it too.
+        chosen = ["replay_buffer_class"] if self._chose_memory else []
+        return [*super()._excluded_save_params(), *own, *chosen]
 
 
 class _Batch(NamedTuple):

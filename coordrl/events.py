@@ -187,7 +187,9 @@ def _read_curves(folder: RunFolder) -> dict[str, Curve]:
     end = 0
     for row in stream_rows(folder.progress_file):
         end = row["step"]
-        values = {"return": row.get("return_mean"), "speed": row.get("steps_per_second"), **row.get("coordinates", {})}
+        values = {"return": row.get("return_mean"), "speed": row.get("steps_per_second")}
+        if isinstance(row.get("coordinates"), dict):
+            values |= row["coordinates"]
         for tag in ("return", "speed", "coordinates/ratio"):
             _add(curves, tag, row, values.get(tag))
     curves = {tag: curve._replace(end=end) for tag, curve in curves.items()}
@@ -197,14 +199,20 @@ def _read_curves(folder: RunFolder) -> dict[str, Curve]:
 
 
 def _add(curves: dict[str, Curve], tag: str, row: Mapping[str, Any], value: Any) -> None:
-    """Add a point to a curve, if there is a value."""
-    if value is None:
+    """Add a point to a curve, if there is a value: a number, as a stranger's row may hold anything."""
+    seconds = row.get("seconds", 0.0)
+    if not (_is_number(value) and _is_number(seconds)):
         return
     curve = curves.get(tag, Curve([], [], [], 0))
     curve.steps.append(row["step"])
     curve.values.append(float(value))
-    curve.times.append(float(row.get("seconds", 0.0)))
+    curve.times.append(float(seconds))
     curves[tag] = curve._replace(end=row["step"])
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value is a number that a float can hold; NaN and the infinities are."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)
 
 
 def _start(folder: RunFolder, curves: Mapping[str, Curve]) -> float:

@@ -21,15 +21,18 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from coordrl.coordconv import CoordConv2d
 from coordrl.extractors import CoordNatureCNN
 from coordrl.grids import Geometry, grid_patches
 
 _CONVOLUTIONS = (0, 2, 4)  # of NatureCNN.cnn; the others are ReLU, and Flatten at the end
+_SAMPLES = 16  # numbers of a tensor that are looked at: changes through `.data` raise no version
 _SCALE = 1.0 / 255.0  # of an image's bytes, as SB3 scales them; part of the first convolution's weights here
 
 
@@ -82,22 +85,28 @@ def unsuitable(policy: ActorCriticPolicy) -> str | None:
         return "there are layers between extractor and heads"
     if not isinstance(policy.action_space, spaces.Discrete) or policy.action_space.start != 0 or policy.use_sde:
         return "the actions are not numbered from 0"
-    if policy.observation_space.dtype != np.uint8 or not policy.normalize_images:
-        return "the images are not bytes"
+    # SB3 scales what it takes for an image: binary planes, though bytes too, it feeds to the network as they are.
+    if not policy.normalize_images or not is_image_space(policy.observation_space):
+        return "the observations are no images of bytes from 0 to 255"
     return _changed(policy, extractor)
 
 
 def _changed(policy: ActorCriticPolicy, extractor: nn.Module) -> str | None:
     """Say what somebody has changed in a network, or None."""
     assert isinstance(extractor, NatureCNN)
-    parts: list[nn.Module] = [policy, *extractor.modules(), policy.action_net, policy.value_net]
+    heads = [*policy.mlp_extractor.modules(), policy.action_net, policy.value_net]
+    parts: list[nn.Module] = [policy, *extractor.modules(), *heads]
     if any(getattr(part, hooks) for part in parts for hooks in ("_forward_hooks", "_forward_pre_hooks")):
         return "a module has hooks"
     if any(part._backward_hooks or part._backward_pre_hooks for part in parts):
         return "a module has hooks"
     if any(parameter._backward_hooks for parameter in policy.parameters()):
         return "a weight has hooks"
-    if any("forward" in vars(part) for part in parts) or "evaluate_actions" in vars(policy):
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]  # torch has no hints here
+        return "all modules have hooks"
+    if any({"forward", "_conv_forward"} & vars(part).keys() for part in parts):
+        return "a method was replaced"
+    if any(callable(getattr(type(policy), name, None)) for name in vars(policy)):
         return "a method was replaced"
     kinds = [type(part) for part in extractor.cnn]
     convolutions = {nn.Conv2d, CoordConv2d}
@@ -126,6 +135,8 @@ def _changed(policy: ActorCriticPolicy, extractor: nn.Module) -> str | None:
         assert isinstance(conv, nn.Conv2d)
         if conv.bias is None or conv.groups != 1 or conv.padding != (0, 0) or conv.dilation != (1, 1):
             return "the convolutions are not NatureCNN's"
+    if any(head.bias is None for head in (extractor.linear[0], policy.action_net, policy.value_net)):
+        return "a head has no bias"
     return None
 
 
@@ -261,7 +272,13 @@ class FastNetwork:
 
     def is_stale(self) -> bool:
         """Whether the weights have changed since the last `refresh`."""
-        return self._read != [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]
+        if self._read != [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]:
+            return True
+        return not torch.equal(self._sampled, self._sample())
+
+    def _sample(self) -> Tensor:
+        """Return some numbers of each tensor."""
+        return torch.cat(self._views)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -271,6 +288,8 @@ class FastNetwork:
         self._head = torch.cat([self.parts.action[0], self.parts.value[0]])
         self._head_bias = torch.cat([self.parts.action[1], self.parts.value[1]])
         self._read = [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]
+        self._views = [_some(parameter.detach()) for parameter in self._tensors]
+        self._sampled = self._sample()
 
     @torch.no_grad()
     def forward(self, observations: NDArray[np.uint8], step: int) -> tuple[Tensor, Tensor]:
@@ -355,6 +374,12 @@ def make_network(policy: ActorCriticPolicy, n_envs: int, n_steps: int) -> FastNe
         return "the images are large"
     channels, height, width = policy.observation_space.shape or (0, 0, 0)
     return FastNetwork(parts, (channels, height, width), n_envs, n_steps)
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Return a view of some of a dense tensor's numbers, (some,), in whatever layout it is."""
+    step = max(1, tensor.numel() // _SAMPLES)
+    return tensor.as_strided((len(range(0, tensor.numel(), step)),), (step,))
 
 
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:

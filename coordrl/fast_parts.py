@@ -190,8 +190,6 @@ class Division:
 
         Returns whether to go on; None if a callback changed the weights, so that the gradients are not theirs.
         """
-        model.policy.set_training_mode(False)
-        callback.on_rollout_start()
         with one_thread():
             infos = self._play(model)
         self._fill(buffer)

@@ -61,16 +61,21 @@ def bootstrap(
 
 
 def collect(
-    model: A2C, network: FastNetwork, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int
+    model: A2C,
+    network: FastNetwork,
+    env: VecEnv,
+    callback: BaseCallback,
+    buffer: RolloutBuffer,
+    n_steps: int,
+    *,
+    watch: bool = True,
 ) -> bool | None:
-    """Play a rollout and fill the buffer, as SB3's `collect_rollouts` does.
+    """Play a rollout that has started and fill the buffer, as SB3's `collect_rollouts` does.
 
-    Returns whether to go on; None if a callback changed the weights on the way, so that the activations kept
-    are not those of the weights.
+    Returns whether to go on; None if a callback changed the weights on the way or, where it is watched, the pictures
+    in the buffer at the end, so that the activations kept are not those of the update.
     """
-    model.policy.set_training_mode(False)
     buffer.reset()
-    callback.on_rollout_start()
     network.refresh()
     changed = False
     observations = np.asarray(model._last_obs)
@@ -117,13 +122,29 @@ def collect(
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
     # `dones` and `new_obs` are those of the last step, as in SB3; the values are of what came after it.
     callback.update_locals({"n_steps": n_steps, "values": last_values[:, None]})
+    before = _seal(buffer.observations) if watch else 0
     callback.on_rollout_end()
+    if watch and _seal(buffer.observations) != before:  # augmented, for one
+        changed = True
     return None if changed else True
 
 
+def _seal(array: NDArray[Any]) -> int:
+    """Return a number that hangs on every byte of an array, at the speed of the memory."""
+    flat = array.reshape(-1).view(np.uint8)
+    whole = len(flat) // 8 * 8
+    return int(np.add.reduce(flat[:whole].view(np.uint64))) ^ hash(flat[whole:].tobytes())
+
+
 def update(model: A2C, loss: A2CLoss) -> None:
-    """Make the update whose loss and gradients were just computed, as SB3's `train` does."""
+    """Make the update whose loss and gradients were just computed, as SB3's `train` does.
+
+    It leaves the rollout buffer as SB3's does, too: by environment, flattened.
+    """
     policy, buffer = model.policy, model.rollout_buffer
+    for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+        setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
+    buffer.generator_ready = True
     policy.set_training_mode(True)
     model._update_learning_rate(policy.optimizer)
     torch.nn.utils.clip_grad_norm_(policy.parameters(), model.max_grad_norm)

@@ -6,6 +6,7 @@ error. Standard library only.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from typing import IO, Any, NoReturn
 
 from coordrl.faults import reach
 
+MAX_STEP = 10**15  # of a run
 MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 _MAX_LINE = 1 << 24  # characters of a row
 _BLOCK = 1 << 10  # bytes that are read at a time from the end of a log
@@ -36,11 +38,23 @@ def load_json(file: Path) -> dict[str, Any]:
         OSError: it cannot be read, or is a link.
         ValueError: see `parse_json`; or it is a pipe or a device, which might never end.
     """
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("it is no file")
+    with open_own(file, links=False) as opened:
         return parse_json(opened.read(MAX_JSON + 1))
+
+
+def open_own(file: Path, *, links: bool = True) -> IO[bytes]:
+    """Open a file to read it, and nothing else that has a name: a pipe or a device might never end.
+
+    Raises:
+        OSError: it cannot be opened, or is a link where `links` takes none.
+        ValueError: it is no file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(file, flags if links else flags | getattr(os, "O_NOFOLLOW", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("it is no file")
+    return os.fdopen(handle, "rb")
 
 
 def parse_json(data: bytes, *, finite: bool = False) -> dict[str, Any]:
@@ -165,20 +179,23 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def stream_rows(file: Path, parse: Callable[[str], Any] = json.loads) -> Iterator[dict[str, Any]]:
     """Read a log row by row, holding one at a time; a line that is cut short or damaged ends it.
 
-    `parse` turns a line into a row, or raises ValueError.
+    So does one whose step is none, or falls. `parse` turns a line into a row, or raises ValueError.
     """
     try:
-        handle = file.open(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+        opened = open_own(file)
+    except (FileNotFoundError, ValueError):
         return
-    with handle:
+    last = 0
+    with io.TextIOWrapper(opened, encoding="utf-8", errors="replace") as handle:
         for line in iter(lambda: handle.readline(_MAX_LINE), ""):
             try:
                 row = parse(line)
             except (ValueError, RecursionError):
                 return
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            step = row.get("step") if isinstance(row, dict) else None
+            if type(step) is not int or not last <= step <= MAX_STEP:
                 return
+            last = step
             yield row
 
 

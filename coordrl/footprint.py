@@ -7,7 +7,7 @@ import math
 from coordrl.errors import RequestError
 from coordrl.process import available_memory
 
-_SPARE = 32  # one picture more than transitions in so many: those with which games begin and end
+_SPARE = 24  # one picture more than transitions in so many: those with which games begin
 
 STEPS = 100  # of its environments that an actor of Ape-X sends together: 400 frames (Horgan et al. 2018, appendix C)
 

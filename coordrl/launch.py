@@ -18,6 +18,7 @@ from typing import Any, final
 from coordrl.attempts import count_attempts, record_end, record_start
 from coordrl.backends import LOST, Backend, Job, Work
 from coordrl.errors import RequestError
+from coordrl.files import load_json, open_own
 from coordrl.plan import Cell, Plan
 from coordrl.results import RunFolder, Spec
 
@@ -272,17 +273,18 @@ class Progress:
 def read_progress(folder: RunFolder) -> Progress:
     """Read how far a run is from the end of its log, however long that is."""
     try:
-        with folder.progress_file.open("rb") as handle:
+        with open_own(folder.progress_file) as handle:
             size = handle.seek(0, 2)
             handle.seek(max(0, size - _TAIL))
             lines = handle.read().splitlines(keepends=True)
-    except OSError:
+    except (OSError, ValueError):
         return Progress()
     for line in reversed(lines):
         try:
             row = json.loads(line)
-            return Progress(int(row["step"]), float(row["steps_per_second"]), row["return_mean"])
-        except (ValueError, TypeError, KeyError):  # cut short, at either end
+            mean = row["return_mean"]
+            return Progress(int(row["step"]), float(row["steps_per_second"]), None if mean is None else float(mean))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # cut short, at either end
             continue
     return Progress()
 
@@ -299,8 +301,7 @@ def newest_checkpoint(folder: RunFolder) -> str:
 def _has_diverged(folder: RunFolder, cell: Cell) -> bool:
     """Say whether the run of a cell diverged before."""
     try:
-        facts = json.loads(folder.diverged_file.read_text(encoding="utf-8"))
-        return Spec(**facts["spec"]) == cell.spec
+        return Spec(**load_json(folder.diverged_file)["spec"]) == cell.spec
     except (OSError, ValueError, TypeError, KeyError):
         return False
 

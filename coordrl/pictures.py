@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from coordrl.arrays import parse_array
 from coordrl.errors import RequestError
+from coordrl.files import open_own
 from coordrl.heatmaps import draw_maps
 from coordrl.record import Run
 
+_MOST_BYTES = 1 << 24  # of a file of maps: hundreds of filters in the largest pictures
 _ZOOM = 3  # pixels of the picture for one of a map
 _COLOURS = 64  # enough for a scale from blue to red, and a third of the bytes
 
@@ -55,10 +58,11 @@ def _load(run: Run, index: int) -> NDArray[np.float32]:
     """Read one file of maps, (filters, height, width)."""
     file = run.maps[index][0]
     try:
-        maps: NDArray[np.float32] = np.load(file, allow_pickle=False)
-        if maps.ndim != 3 or not np.isfinite(maps).all():
+        with open_own(file) as opened:
+            maps = parse_array(opened.read(_MOST_BYTES))
+        if maps.ndim != 3 or 0 in maps.shape or maps.dtype.kind != "f" or not np.isfinite(maps).all():
             raise ValueError("these are no position maps")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise RequestError(f"{file} cannot be read: {error}; remove it to report without it") from error
     return maps
 

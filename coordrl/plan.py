@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordrl.errors import OutputError, RequestError
-from coordrl.files import write_json
+from coordrl.files import open_own, write_json
 from coordrl.recipes import Recipe, find_recipe
 from coordrl.references import random_and_human
 from coordrl.results import Spec
@@ -272,25 +272,27 @@ def read_plan(out: Path) -> Plan:
     """
     file = out / PLAN_FILE
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        with open_own(file) as opened:
+            data = json.loads(opened.read().decode())
         if data["format"] != FORMAT:
             raise RequestError(
                 f"{file} has format {data['format']!r}, and this coordrl reads format {FORMAT}: another version wrote it."
                 " Go on, and report, with that version; or plan anew in another folder"
             )
         plan, written = _parse(data), data["hash"]
+        found = plan.hash
     except FileNotFoundError as error:
         raise RequestError(f"{out} holds no comparison: it has no {PLAN_FILE}") from error
     except RequestError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise RequestError(
             f"{file} cannot be read: {type(error).__name__}: {error}. Restore it from a copy; or move it away and give the"
             " same coordrl compare command: the runs stay as they are"
         ) from error
-    if written != plan.hash:
+    if written != found:
         raise RequestError(
-            f"{file} was changed after it was written: its hash is {plan.hash} and it says {written}. A plan stays as it"
+            f"{file} was changed after it was written: its hash is {found} and it says {ascii(written)[:60]}. A plan stays as it"
             " is; put it back, or plan anew in another folder"
         )
     _check_chain(file, plan)

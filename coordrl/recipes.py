@@ -165,7 +165,7 @@ def _parse(path: Path) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"the recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so is a number of 5,000 digits
         raise RequestError(f"the recipe {path} is not valid TOML: {error}") from error
     if not NAME.fullmatch(path.stem):
         raise RequestError(f'the recipe\'s name "{path.stem}" names run folders; use letters, digits, ., _ and - alone')
@@ -203,10 +203,11 @@ def _parse_value(name: str, text: str) -> Any:
     """Parse the value of an override as TOML."""
     try:
         parsed = tomllib.loads(f"value = {text.strip()}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = {}
     if set(parsed) != {"value"}:
-        raise RequestError(f'--set {name}: "{text}" is not a TOML value; for example 3e-4, 16, 100_000 or true')
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise RequestError(f'--set {name}: "{shown}" is not a TOML value; for example 3e-4, 16, 100_000 or true')
     return parsed["value"]
 
 

@@ -1,7 +1,7 @@
 """A replay memory that keeps each picture once: stacks and n-step returns are made when a batch is drawn.
 
 SB3's own keeps two stacks of four 84x84 pictures for each transition, 56 GB for a million of them; this one takes
-about 7.4 GB. It has the interface of SB3's ReplayBuffer and draws the same numbers from the same generator, so that a
+about 7.5 GB. It has the interface of SB3's ReplayBuffer and draws the same numbers from the same generator, so that a
 batch is the same, too.
 """
 
@@ -38,8 +38,9 @@ class FrameReplayBuffer(ReplayBuffer):
     """A replay memory for stacks of pictures (n_envs, n_stack, height, width), each picture kept once.
 
     An observation that goes on from the one before adds one picture; one that does not (a game's first) adds its
-    whole stack. So it takes any observations, and is small where they are stacks. Where more pictures come than it
-    has room for (games of a few steps), the oldest transitions are lost early.
+    stack, in which pictures that repeat count once. So it takes any observations, and is small where they are stacks.
+    It has room for a twenty-fourth more pictures than transitions: for games of 48 steps on the average, if they begin
+    with blank pictures and one more. Where more come, the oldest transitions are lost early; `lost` says how many.
 
     n-step returns (Sutton 1988) are made at sampling: never across the end of an episode, and cut at the newest
     transition, from where they bootstrap.
@@ -54,7 +55,8 @@ class FrameReplayBuffer(ReplayBuffer):
         handle_timeout_termination: a game that was cut off (`TimeLimit.truncated`) is no terminal state.
         n_steps: of the returns.
         gamma: the discount; used where n_steps is above 1.
-        n_stack: pictures of an observation, along its first axis; None takes the channels of uint8 images, else 1.
+        n_stack: pictures of an observation, along its first axis; None takes the channels of uint8 images, but 1 for
+            three, which are colours, and for all else.
         priority_exponent: alpha of prioritised replay (Schaul et al. 2016, equation 1); None draws all alike.
 
     Raises:
@@ -171,6 +173,32 @@ class FrameReplayBuffer(ReplayBuffer):
         return int(np.minimum(self.counts, self.buffer_size).sum())
 
     @property
+    def lost(self) -> int:
+        """How many of the transitions are not drawn, because their pictures had to make room for newer ones."""
+        first = np.maximum(self.counts - self.buffer_size, 0)
+        return int(np.maximum(self._oldest - first, 0).sum())
+
+    @property
+    def observations(self) -> NDArray[Any]:  # type: ignore[override]  # an array of its own in SB3's
+        """The observations as SB3's buffers keep them, (buffer_size, n_envs, ...): made anew, with all their size."""
+        return self._unfold(0)
+
+    @property
+    def next_observations(self) -> NDArray[Any]:  # type: ignore[override]  # as above
+        """What followed, as `observations`."""
+        return self._unfold(1)
+
+    def _unfold(self, which: int) -> NDArray[Any]:
+        """Return the observations of all rows; zeros where there is none."""
+        found = np.zeros((self.buffer_size, self.n_envs, *self.obs_shape), self.frames.dtype)
+        for env in range(self.n_envs):
+            rows = np.arange(self.buffer_size)
+            rows = rows[self.whole(rows, np.full(self.buffer_size, env))]
+            pictures = self.frames[env, self.references[rows, env, which] % self.capacity]
+            found[rows, env] = pictures if self.n_stack > 1 else pictures[:, 0]
+        return found
+
+    @property
     def drawable(self) -> bool:
         """Whether a batch can be drawn: priorities may be missing as long as n steps are not over."""
         if isinstance(self.priorities, SumTree):
@@ -247,9 +275,12 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def _keep(self, env: np.intp, stack: NDArray[Any]) -> NDArray[np.int64]:
         """Keep all pictures of a stack, and return references to them."""
-        references: NDArray[np.int64] = self.written[env] + np.arange(self.n_stack)
-        self.frames[env, references % self.capacity] = stack
-        self.written[env] += self.n_stack
+        new = np.ones(self.n_stack, np.bool_)
+        if self.n_stack > 1:
+            new[1:] = ~_equal(stack[1:], stack[:-1])  # a game begins with blank pictures, or with one several times
+        references: NDArray[np.int64] = self.written[env] + np.cumsum(new) - 1
+        self.frames[env, references[new] % self.capacity] = stack[new]
+        self.written[env] += new.sum()
         return references
 
     def _lose(self) -> None:
@@ -452,9 +483,13 @@ class FrameReplayBuffer(ReplayBuffer):
 
 
 def default_stack(space: spaces.Space[Any]) -> int:
-    """Return how many pictures an observation of a space holds: the channels of uint8 images, else 1."""
-    is_stack = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-    return int(space.shape[0]) if is_stack and space.shape is not None else 1
+    """Return how many pictures an observation of a space holds: the channels of uint8 images, but of three, else 1.
+
+    Three channels are the colours of one picture more often than three pictures.
+    """
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3 or space.shape[0] == 3:
+        return 1
+    return int(space.shape[0])
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:

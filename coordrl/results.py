@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coordrl.errors import BusyError, OutputError, RequestError
-from coordrl.files import load_json, read_rows, write_json
+from coordrl.files import MAX_STEP, load_json, read_rows, write_json
 from coordrl.recipes import NAME, RULES, Value, check_setting
 from coordrl.suites import check_extractor, choose_protocol, find_game, find_protocol
 
@@ -304,7 +304,7 @@ def _check_spec(spec: Spec) -> None:
         raise RequestError(f'agent is "{spec.agent}"')
     check_extractor(spec.extractor, find_protocol(spec.protocol).world)
     choose_protocol([spec.game], spec.protocol)
-    for name, low, high in (("seed", 0, 2**31 - 1), ("steps", 1, 10**15)):
+    for name, low, high in (("seed", 0, 2**31 - 1), ("steps", 1, MAX_STEP)):
         number = getattr(spec, name)
         if type(number) is not int or not low <= number <= high:
             raise RequestError(f"{name} is {number!r}; it is a whole number from {low} to {high:,}")

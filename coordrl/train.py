@@ -26,6 +26,7 @@ from coordrl.console import (
 )
 from coordrl.errors import RequestError
 from coordrl.faults import arm_from_environment
+from coordrl.files import MAX_STEP
 from coordrl.footprint import check_parts
 from coordrl.options import Options
 from coordrl.process import allowed_cores, obey_launcher, tune
@@ -253,8 +254,8 @@ def _specify(arguments: TrainArguments, crew: tuple[int, int] | None = None) -> 
     if crew:
         check_parts(int(recipe.settings["buffer_size"]), crew[0] * crew[1], int(recipe.settings["n_steps"]))
     steps = world.steps if arguments.steps is None else arguments.steps
-    if steps < 1:
-        raise RequestError(f"--steps is {steps}; it is a whole number from 1")
+    if not 1 <= steps <= MAX_STEP:
+        raise RequestError(f"--steps is {steps}; it is a whole number from 1 to {MAX_STEP:,}")
     for name, lowest in (("checkpoint_every", 1), ("eval_every", 0), ("eval_episodes", 1)):
         if getattr(arguments, name) < lowest:
             raise RequestError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
@@ -25,6 +27,7 @@ from coordrl.controls import ControlVecEnv
 from coordrl.fast_network import FastNetwork, read_parts
 from coordrl.losses import a2c_loss
 
+BOTH = (stable_baselines3.A2C, A2C)
 NATURES = ["nature", "coord", "coord-r", "coord-all", "shuffled", "constant"]
 
 
@@ -417,3 +420,134 @@ def test_normalised_advantages_are_sb3s() -> None:
         found.append(weights(model))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+# ------------------------------------------------------------------------------------- what scripts do around it
+
+
+class Pictures(gym.Env[Any, Any]):
+    """Random pictures with values from 0 to `high`; games of 17 steps."""
+
+    def __init__(self, high: int = 255) -> None:
+        self.observation_space = gym.spaces.Box(0, high, (4, 40, 40), np.uint8)
+        self.action_space = gym.spaces.Discrete(3)
+        self._high, self._time = high, 0
+
+    def _draw(self) -> Any:
+        return self.np_random.integers(0, self._high + 1, (4, 40, 40)).astype(np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._draw(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._time += 1
+        return self._draw(), float(action), False, self._time >= 17, {}
+
+
+class Meddler(BaseCallback):
+    """Changes something at some moment, and notes the weights before the update."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def _on_rollout_start(self) -> None:
+        if self.what == "freezes the extractor":
+            for parameter in self.model.policy.features_extractor.parameters():
+                parameter.requires_grad_(False)
+
+    def _on_step(self) -> bool:
+        if self.what == "changes weights through .data" and self.locals["n_steps"] == 1:
+            for parameter in self.model.policy.parameters():
+                parameter.data.mul_(1.2)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.what == "changes weights at the end":
+            with torch.no_grad():
+                for parameter in self.model.policy.parameters():
+                    parameter.mul_(1.2)
+        if self.what == "augments the pictures":
+            self.model.rollout_buffer.observations[:, :, :, :20] = 0
+        self.before = [parameter.detach().clone() for parameter in self.model.policy.parameters()]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "nothing",
+        "freezes the extractor",
+        "changes weights through .data",
+        "changes weights at the end",
+        "augments the pictures",
+    ],
+)
+def test_an_update_heeds_what_a_callback_has_changed(what: str) -> None:
+    updates = []
+    for kind in (stable_baselines3.A2C, A2C):
+        arguments: Any = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "max_grad_norm": 1e9}
+        model, meddler = kind("CnnPolicy", Pictures(), seed=0, device="cpu", **arguments), Meddler(what)
+        model.learn(5, callback=meddler)
+        after = [parameter.detach() for parameter in model.policy.parameters()]
+        updates.append([new - old for new, old in zip(after, meddler.before, strict=True)])
+    for theirs, ours in zip(*updates, strict=True):
+        assert float((theirs - ours).norm()) <= 1e-4 * float(theirs.norm())
+    assert (float(updates[1][0].norm()) == 0) == (what == "freezes the extractor")
+
+
+def test_pictures_that_sb3_does_not_scale_are_not_scaled() -> None:
+    arguments: Any = {"policy_kwargs": {"features_extractor_kwargs": {"normalized_image": True}}, "seed": 0}
+    values = []
+    for kind in (stable_baselines3.A2C, A2C):
+        model = kind("CnnPolicy", Pictures(high=1), device="cpu", **arguments).learn(5)
+        values.append(model.rollout_buffer.values)
+    assert model.path == "general: the observations are no images of bytes from 0 to 255"
+    np.testing.assert_array_equal(*values)
+
+
+@pytest.mark.parametrize("method", ["predict_values", "extract_features", "_get_action_dist_from_latent"])
+def test_a_method_of_the_policy_that_somebody_replaced_is_called(method: str) -> None:
+    model = A2C("CnnPolicy", Pictures(), seed=0, device="cpu")
+    calls, inner = [], getattr(model.policy, method)
+    setattr(model.policy, method, lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs))
+    model.learn(5)
+    assert calls
+    assert model.path == "general: a method was replaced"
+
+
+def test_hooks_of_all_modules_and_of_the_layers_between_are_called() -> None:
+    calls: list[int] = []
+    model = A2C("CnnPolicy", Pictures(), seed=0, device="cpu")
+    handle = model.policy.mlp_extractor.policy_net.register_forward_hook(lambda *_: calls.append(1))
+    model.learn(5)
+    assert len(calls) == 6
+    handle.remove()
+    with nn.modules.module.register_module_forward_hook(lambda *_: calls.append(2)):
+        model.learn(5)
+    assert 2 in calls
+    model.learn(5)
+    assert model.path == "fast"
+
+
+def test_a_head_without_a_bias_is_learnt() -> None:
+    model = A2C("CnnPolicy", Pictures(), seed=0, device="cpu")
+    model.policy.action_net = nn.Linear(512, 3, bias=False)
+    model.policy.optimizer = torch.optim.Adam(model.policy.parameters())
+    assert model.learn(5).path == "general: a head has no bias"
+
+
+def test_after_learning_the_rollout_buffer_is_as_sb3_leaves_it() -> None:
+    buffers = [build(kind, "coord", AtariVecEnv("Pong", 2, seed=0)).learn(20).rollout_buffer for kind in BOTH]
+    for name in ("observations", "actions", "values", "log_probs", "advantages", "returns", "rewards"):
+        theirs, ours = (getattr(buffer, name) for buffer in buffers)
+        assert theirs.shape == ours.shape
+        assert theirs.dtype == ours.dtype
+    assert [buffer.generator_ready for buffer in buffers] == [True, True]
+    np.testing.assert_array_equal(buffers[0].observations[:5], buffers[1].observations[:5])
+
+
+def test_its_signature_names_what_sb3s_takes_and_the_switch() -> None:
+    theirs, ours = ([*inspect.signature(kind).parameters] for kind in BOTH)
+    assert ours == [*theirs, "fast"]

@@ -366,6 +366,12 @@ def compare_divided(updates: int) -> None:
     assert max(errors) < 1e-2
 
 
+def by_step(model: Any, name: str) -> Any:
+    """Return what the rollout buffer held before the update flattened it, (n_steps, n_envs, ...)."""
+    flat = getattr(model.rollout_buffer, name)
+    return flat.reshape(model.n_envs, model.n_steps, *flat.shape[1:]).swapaxes(0, 1)
+
+
 def test_two_models_on_the_same_environments_take_turns() -> None:
     with shared("Pong") as env:
         one, other = build(env), build(env)
@@ -374,12 +380,12 @@ def test_two_models_on_the_same_environments_take_turns() -> None:
         for model in (one, other, one, other):
             model.learn(40)
             assert model.path == "fast, divided over 2 processes"
-            actions = model.rollout_buffer.actions
+            actions = by_step(model, "actions")
             assert (len(np.unique(actions[:, :2])), len(np.unique(actions[:, 2:]))) == (
                 (1, 1) if model is other else pytest.approx((4, 4), abs=2)
             )
             np.testing.assert_array_equal(
-                model.rollout_buffer.observations[0, :, -1] > 255, np.zeros((4, 84, 84), dtype=bool)
+                by_step(model, "observations")[0, :, -1] > 255, np.zeros((4, 84, 84), dtype=bool)
             )
 
 
@@ -479,7 +485,7 @@ def test_a_model_learns_on_after_it_was_interrupted_in_mid_rollout() -> None:
         model.learn(40, reset_num_timesteps=False)
         assert model.num_timesteps == steps + 40
         assert model.path == "fast, divided over 2 processes"
-        observations = model.rollout_buffer.observations
+        observations = by_step(model, "observations")
         np.testing.assert_array_equal(observations[1:, :, :-1], observations[:-1, :, 1:])  # stacks of frames go on
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
@@ -488,3 +490,44 @@ def test_it_is_saved_and_loaded_as_sb3s_is(tmp_path: Path) -> None:
 def test_switches_that_do_not_fit_are_refused(kwargs: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         DQN(**{"policy": "MlpPolicy", "env": Chain(), "device": "cpu", **kwargs})
+
+
+# ------------------------------------------------------------------------------------- what scripts do around it
+
+
+def test_a_gradient_step_for_each_transition_plays_as_many_steps_as_sb3() -> None:
+    for kind in (stable_baselines3.DQN, DQN):
+        env = make_vec_env("CartPole-v1", n_envs=2)
+        model = kind("MlpPolicy", env, learning_starts=0, train_freq=3, gradient_steps=-1, buffer_size=100).learn(3)
+        assert (model.num_timesteps, model._n_updates) == (6, 6)
+
+
+def test_actions_for_a_list_are_those_for_its_array_and_what_reset_returns_is_explained() -> None:
+    model = DQN("MlpPolicy", gym.make("CartPole-v1"), buffer_size=100, exploration_initial_eps=0.0)
+    model.exploration_rate = 0.0
+    one, other = (model.predict(values)[0] for values in ([0.0, 0.1, 0.2, 0.3], np.array([0.0, 0.1, 0.2, 0.3])))
+    assert one == other
+    with pytest.raises(ValueError, match="mixing Gym API"):
+        model.predict(gym.make("CartPole-v1").reset())
+
+
+def test_updates_asked_for_after_learning_are_made_in_that_number() -> None:
+    env = make_vec_env("CartPole-v1", n_envs=8)
+    model = DQN("MlpPolicy", env, learning_starts=1000, buffer_size=1000).learn(64)
+    model.train(gradient_steps=10, batch_size=8)
+    assert model._n_updates == 10
+
+
+def test_the_class_of_the_memory_is_known_and_is_no_part_of_a_saved_model_unless_asked_for(tmp_path: Path) -> None:
+    env = AtariVecEnv("Pong", 1, seed=0)
+    model = DQN("CnnPolicy", env, buffer_size=100)
+    assert model.replay_buffer_class is FrameReplayBuffer
+    model.save(tmp_path / "model")
+    assert stable_baselines3.DQN.load(tmp_path / "model").replay_buffer_class is ReplayBuffer
+    assert DQN.load(tmp_path / "model", env=env).replay_buffer_class is FrameReplayBuffer
+
+
+def test_its_signature_names_what_sb3s_takes_and_the_switches() -> None:
+    theirs, ours = ([*inspect.signature(kind).parameters] for kind in (stable_baselines3.DQN, DQN))
+    assert ours[: len(theirs)] == theirs
+    assert {"double", "dueling", "prioritized", "fast"} <= set(ours)

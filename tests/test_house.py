@@ -27,6 +27,7 @@ FLOORS = [
         "panels",
         "measures",
         "losses",
+        "signatures",
         "faults",
         "joining",
         "stopping",

@@ -102,7 +102,7 @@ def test_the_benchmark_follows_what_it_measures(rows: str, tmp_path: Path) -> No
         "--out",
         str(tmp_path / "b.json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]
     assert set(measured) == set(rows.split(","))
@@ -122,7 +122,7 @@ def test_a_row_of_the_benchmark_can_have_a_device_of_its_own(tmp_path: Path) -> 
             str(tmp_path / "b.json"),
         ]
         command = [sys.executable, str(ROOT / "scripts" / "bench"), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
     assert run("@cpu").returncode == 0
     row = json.loads((tmp_path / "b.json").read_text())["games"]["MsPacman"]["rows"]["coordrl-general@cpu"]
@@ -136,7 +136,7 @@ def test_a_row_of_the_benchmark_can_have_a_device_of_its_own(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_what_limits_a_training_is_measured_part_by_part() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "limits"), "--device", "cpu", "--envs", "1,64", "--rollouts", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     number = r" +([\d.,]+) │"
     rows = {
@@ -183,7 +183,7 @@ def test_the_check_of_what_is_learnt_follows_what_it_trains(tmp_path: Path) -> N
     words = ["--steps", "6400", "--seeds", "1", "--out", str(tmp_path), "--picture", str(tmp_path / "learning.png")]
     command = [sys.executable, str(ROOT / "scripts" / "learning"), *words]
     for _ in range(2):  # the second time it reads what the first has trained
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
         assert len(re.findall("mean return of the last", done.stdout)) == 2
     assert (tmp_path / "learning.png").stat().st_size > 1000

@@ -375,3 +375,41 @@ def test_after_a_reset_it_is_as_new() -> None:
     add = Stream(1, 7).next()
     buffer.add(*add)
     assert np.array_equal(buffer.sample(1).observations[0].numpy(), add[0][0])
+
+
+def test_colours_are_no_stack_of_pictures_and_lose_nothing() -> None:
+    colours = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    buffer, rng = FrameReplayBuffer(200, colours, spaces.Discrete(2), "cpu"), np.random.default_rng(0)
+    images = rng.integers(0, 256, (301, 1, 3, 8, 8), dtype=np.uint8)
+    for step in range(300):
+        buffer.add(images[step], images[step + 1], np.array([0]), np.array([float(step)]), np.array([False]), [{}])
+    assert (buffer.n_stack, buffer.size(), buffer.lost) == (1, 200, 0)
+    for name, first in (("observations", 100), ("next_observations", 101)):
+        found = np.roll(getattr(buffer, name), -100, axis=0)
+        np.testing.assert_array_equal(found, images[first : first + 200])
+
+
+def test_games_that_begin_with_blank_pictures_take_two_for_it_and_the_memory_says_what_it_lost() -> None:
+    def play(length: int) -> FrameReplayBuffer:
+        space = spaces.Box(0, 255, (4, 8, 8), np.uint8)
+        buffer, rng = FrameReplayBuffer(1000, space, spaces.Discrete(2), "cpu"), np.random.default_rng(0)
+        stack = np.zeros((1, 4, 8, 8), np.uint8)
+        for step in range(2500):
+            if step % length == 0:  # as SB3's VecFrameStack begins a game
+                stack = np.concatenate([np.zeros((1, 3, 8, 8), np.uint8), picture(rng)], axis=1)
+            after = np.concatenate([stack[:, 1:], picture(rng)], axis=1)
+            over = np.array([step % length == length - 1])
+            buffer.add(stack, after, np.array([0]), np.array([float(step)]), over, [{}])
+            stack = after
+        return buffer
+
+    def picture(rng: np.random.Generator) -> NDArray[np.uint8]:
+        return rng.integers(1, 256, (1, 1, 8, 8), dtype=np.uint8)
+
+    whole, short = play(length=50), play(length=10)
+    assert whole.lost == 0
+    rewards = short.sample(20_000).rewards.numpy()
+    assert short.lost > 0
+    assert len(np.unique(rewards)) == 1000 - short.lost
+    gone = (short.observations == 0).all(axis=(1, 2, 3, 4))
+    assert gone.sum() == short.lost
