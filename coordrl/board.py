@@ -18,6 +18,7 @@ import tyro
 from coordrl.console import parse_arguments, run_command, tell
 from coordrl.errors import CoordrlError, RequestError
 from coordrl.events import Built, build, find_sources, find_whole
+from coordrl.files import check_no_link
 from coordrl.plan import PLAN_FILE
 
 _OUT = "(default: RUNS/compare/tensorboard; RUNS/board, where there is no plan; of a part of a comparison, one for the time being)"
@@ -79,6 +80,8 @@ def _board(arguments: BoardArguments) -> int:
         else:
             within = Path("compare", "tensorboard") if (runs / PLAN_FILE).is_file() else Path("board")
             log_folder = Path(arguments.out) if arguments.out else runs / within
+            if not arguments.out:
+                check_no_link(runs, within)
         built = build(sources, log_folder)
         tell(f"{_describe(built)} in {log_folder}")
         if not arguments.write_only:

@@ -12,7 +12,8 @@ A checkpoint is written beside its place, forced to the disk and moved there who
 any moment leaves either the one before or this one.
 
 It is read as if a stranger had sent it. Every file is read once, into memory, and measured, before a byte of it is
-taken apart; nothing in it is unpickled, evaluated or imported, and no number in it decides how much memory is used.
+taken apart; nothing in it is unpickled, evaluated or imported, and no number in it decides how much memory is used
+beyond a gibibyte.
 
 Formats: 3 is what this coordrl writes. 2, which had no replay memory, and 1, which had no games in it either, are read
 as well: a run goes on from 1 with new games. Every later coordrl is to read 3 or to say that it does not; a format that
@@ -47,6 +48,7 @@ FORMAT = 3  # raised when the files change their meaning
 READ = (1, 2, FORMAT)
 KEEP = 2  # verified checkpoints of a run
 MAX_FILES = 64
+MAX_BYTES = 1 << 30  # of a checkpoint's files together; a NatureCNN with its optimiser takes 20 MB
 
 _FORMAT = "format"  # begins what is said of one that another coordrl may read
 _FILE = re.compile(r"[A-Za-z0-9_]+\.(?:safetensors|npy)|state\.json")
@@ -309,6 +311,8 @@ def _read_manifest(place: Path) -> _Manifest:
             raise CheckpointError(f"manifest: {name} is no file of a checkpoint")
         if found[name] != measured["bytes"]:
             raise CheckpointError(f"{name} has changed since it was written")
+    if sum(measured["bytes"] for measured in files.values()) > MAX_BYTES:  # sparse files take no room to send
+        raise CheckpointError(f"manifest: its files have more than {MAX_BYTES:,} bytes together")
     replay = manifest.get("replay", [])
     if not isinstance(replay, list):
         raise CheckpointError("manifest: replay is no list")

@@ -27,6 +27,7 @@ from coordrl.console import (
     tell,
 )
 from coordrl.errors import RequestError, StoppedError, suggest
+from coordrl.files import check_name
 from coordrl.footprint import check_memory, memory_needed
 from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
 from coordrl.plan import PLAN_FILE, Cell, Plan, make_plan, read_plan, write_plan
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: CompareArguments) -> int:
     """Plan, and carry the plan out."""
+    check_name(arguments.out)
     _check_numbers(arguments)
     plan = _make_plan(arguments)
     if arguments.dry_run:

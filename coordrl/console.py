@@ -195,7 +195,7 @@ def run_command(work: Callable[[], int]) -> int:
             sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its line
         return code
     except CoordrlError as error:
-        tell(f"coordrl: {error}")
+        tell(f"coordrl: {_printable(str(error))}")  # may quote what a stranger wrote
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has gone, as in: coordrl train --list | head
         _leave_stdout()
@@ -216,6 +216,11 @@ def run_command(work: Callable[[], int]) -> int:
         return 130
     finally:
         warnings.formatwarning = format_before
+
+
+def _printable(text: str) -> str:
+    """Return a text on one line, with what a terminal would obey spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def _leave_stdout() -> None:

@@ -130,7 +130,10 @@ class CoordConv2d(nn.Module):
 
         Args:
             conv: takes cat([images, coordinates]), coordinates last (with groups: last in each group).
-            order: the names of its coordinate channels in its own order, from "row", "column", "radius".
+            order: the names of its coordinate channels in its own order, from "row", "column", "radius". Layers that
+                others have published differ: many append the column, which they call x, before the row, so
+                ("column", "row"). Some take the radius from another point than the centre; theirs is not this
+                layer's, which then computes another function. Compare both on an image.
 
         Raises:
             RequestError: `order` is not row and column, with or without radius.
@@ -440,12 +443,13 @@ def _is_plain(conv: nn.Conv2d, images: Tensor) -> bool:
     """Say whether a grid's convolution may be taken as one product with patches kept from call to call.
 
     That is the same sum, and on CPUs twice as fast forwards and more backwards. Not where something else
-    has to see the convolution itself: a compiler, a hook (pruning computes the weight in one), a tensor
+    has to see the convolution itself: a compiler, a tracer, a hook (pruning computes the weight in one), a tensor
     subclass, a parametrisation.
     """
     weight = conv.weight
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()  # torch.jit's: it would keep the patches of the one size that it sees
         and type(conv) is nn.Conv2d
         and type(images) is Tensor
         and weight.device.type == images.device.type == "cpu"

@@ -15,12 +15,38 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from coordrl.errors import RequestError
 from coordrl.faults import reach
 
 MAX_STEP = 10**15  # of a run
 MAX_JSON = 4 << 20  # bytes of a JSON file; parsed, it can take twenty times as much
 _MAX_LINE = 1 << 24  # characters of a row
 _BLOCK = 1 << 10  # bytes that are read at a time from the end of a log
+
+
+def check_no_link(folder: Path, within: Path) -> None:
+    """Check that a folder below another one is no link: who copied the runs of a stranger writes into nothing else.
+
+    Raises:
+        RequestError: some folder on the way is one.
+    """
+    for part in [within, *within.parents][:-1]:
+        if (folder / part).is_symlink():
+            raise RequestError(
+                f"{folder / part} is a link, which may lead anywhere; remove it, or name a folder with --out"
+            )
+
+
+def check_name(path: Path) -> None:
+    """Check that a path is one that logs can hold.
+
+    Raises:
+        RequestError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the name {str(path)!a} is not UTF-8, which logs are; choose another") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

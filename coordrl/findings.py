@@ -67,7 +67,7 @@ class GameFinding:
     exact: bool
     corrected: float | None  # the p value after Holm's correction over all games and pairs
     smallest: float | None  # the smallest true difference, in points of score, that would be seen with 80 % power
-    verdict: str  # better, worse, open, few, none
+    verdict: str  # better, worse; ahead, behind: the same before the planned matrix is complete; open, few, none
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def find(evidence: Evidence, *, resamples: int = stats.RESAMPLES) -> Findings:
     references = {game: plan.references[game] for game in plan.games if game in plan.references}
     unreferenced = tuple(game for game in plan.games if game not in references)
     agents = tuple(_find_agent(evidence, agent, references, resamples) for agent in plan.agents)
-    return Findings(evidence, _correct(agents), unreferenced)
+    return Findings(evidence, _correct(agents, final=evidence.planned and not evidence.missing), unreferenced)
 
 
 def band(curves: Sequence[Array], steps: int) -> Band:
@@ -264,8 +264,11 @@ def _find_game(treatment: Side, control: Side, name: str, resamples: int) -> Gam
     return GameFinding(treatment.game, treatment, control, difference, improvement, p_value, exact, None, None, "none")
 
 
-def _correct(agents: tuple[AgentFinding, ...]) -> tuple[AgentFinding, ...]:
-    """Correct the p values of all games and pairs together, and give each game its verdict."""
+def _correct(agents: tuple[AgentFinding, ...], *, final: bool) -> tuple[AgentFinding, ...]:
+    """Correct the p values of all games and pairs together, and give each game its verdict.
+
+    Until the data are `final`, planned and complete, who looks again and again would find a difference in the end.
+    """
     tested = [game for agent in agents for pair in agent.pairs for game in pair.by_game if game.p_value is not None]
     n_tests = sum(len(pair.by_game) for agent in agents for pair in agent.pairs)
     # A test that is planned and cannot be made yet counts as one that shows nothing: not as no test.
@@ -284,7 +287,8 @@ def _correct(agents: tuple[AgentFinding, ...]) -> tuple[AgentFinding, ...]:
         if not stats.can_claim(len(x), len(y), n_tests, ALPHA):
             verdict = "few"
         elif p <= ALPHA:
-            verdict = "better" if game.difference.estimate > 0 else "worse"
+            above = game.difference.estimate > 0
+            verdict = ("better" if above else "worse") if final else ("ahead" if above else "behind")
         return replace(game, corrected=p, smallest=smallest, verdict=verdict)
 
     def judge_pair(pair: PairFinding) -> PairFinding:

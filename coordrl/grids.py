@@ -73,7 +73,8 @@ def _axis(side: int, device: torch.device | None, dtype: torch.dtype) -> Tensor:
     Not linspace: its middle of an odd side is 3e-8 instead of 0. This is exactly symmetric.
     """
     centre = (side - 1) / 2
-    return (torch.arange(side, device=device, dtype=dtype) - centre) / (centre or 1.0)
+    # max, because an export with sides that vary takes a question about the side for an answer for all.
+    return (torch.arange(side, device=device, dtype=dtype) - centre) / max(centre, 0.5)
 
 
 class Patches(NamedTuple):

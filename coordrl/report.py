@@ -15,7 +15,7 @@ import tyro
 
 from coordrl.console import OptionalName, parse_arguments, run_command
 from coordrl.errors import OutputError, RequestError, suggest
-from coordrl.files import write_json
+from coordrl.files import check_no_link, write_json
 
 if TYPE_CHECKING:
     from coordrl.charts import Chart
@@ -64,6 +64,8 @@ def _report(arguments: ReportArguments) -> int:
 
     findings = find(read_evidence(arguments.runs))
     out = arguments.out or arguments.runs / "report"
+    if arguments.out is None:
+        check_no_link(arguments.runs, Path("report"))
     page = Page(findings, runs=arguments.runs.as_posix(), out=out.as_posix(), note=arguments.note)
     if arguments.only:
         chart = page.charts.get(arguments.only)
@@ -119,17 +121,21 @@ def _write(
     from coordrl.figures import save_figure
 
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        (out / "tables").mkdir(exist_ok=True)
+        for folder in (out, out / "figures", out / "tables"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for entry in folder.iterdir():
+                if entry.is_symlink():  # to write through it would change what it leads to
+                    entry.unlink()
         for chart in charts.values():
             save_figure(chart.panels, chart.columns, chart.legend, out / "figures" / chart.name)
         for name, data in pictures.items():
             (out / "figures" / f"{name}.png").write_bytes(data)
         for name, table in tables.items():
-            with (out / "tables" / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            table_file = out / "tables" / f"{name}.csv"
+            with table_file.open("w", encoding="utf-8", errors="replace", newline="") as file:
                 csv.writer(file).writerows([table.header, *table.rows])
         for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8")
+            (out / name).write_text(text, encoding="utf-8", errors="replace")  # names of files need not be UTF-8
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}. Choose another --out") from error
 

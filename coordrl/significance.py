@@ -18,6 +18,7 @@ from coordrl.errors import RequestError
 from coordrl.measures import Scores, chunks, finite_numbers
 
 EXACT_SEEDS = 40  # of both arms together: up to here every arrangement is counted; 20 against 20 takes a second
+RESAMPLES = 99_999  # random arrangements beyond that
 
 
 class PermutationResult(NamedTuple):
@@ -29,7 +30,7 @@ class PermutationResult(NamedTuple):
 
 
 def permutation_test(
-    x: ArrayLike, y: ArrayLike, rng: np.random.Generator | None = None, *, resamples: int = 99_999
+    x: ArrayLike, y: ArrayLike, rng: np.random.Generator | None = None, *, resamples: int = RESAMPLES
 ) -> PermutationResult:
     """Test whether two arms differ in one game: two-sided, unpaired, by the difference of means.
 
@@ -123,10 +124,12 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> Scores:
 def smallest_p_value(n_x: int, n_y: int) -> float:
     """Return the least p value that `permutation_test` can give for arms of these sizes.
 
-    One arrangement of all, or two if the arms are of one size, since the mirror image is as extreme.
+    One arrangement of all, or two if the arms are of one size, since the mirror image is as extreme; where they are
+    too many to be counted, one of the random ones and itself.
     """
     _check_sizes(n_x, n_y)
-    return min(1.0, (2 if n_x == n_y else 1) / math.comb(n_x + n_y, n_x))
+    least = (2 if n_x == n_y else 1) / math.comb(n_x + n_y, n_x)
+    return min(1.0, least if n_x + n_y <= EXACT_SEEDS else max(least, 1 / (RESAMPLES + 1)))
 
 
 def can_claim(n_x: int, n_y: int, n_tests: int, alpha: float = 0.05) -> bool:

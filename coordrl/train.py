@@ -26,7 +26,7 @@ from coordrl.console import (
 )
 from coordrl.errors import RequestError
 from coordrl.faults import arm_from_environment
-from coordrl.files import MAX_STEP
+from coordrl.files import MAX_STEP, check_name
 from coordrl.footprint import check_parts
 from coordrl.options import Options
 from coordrl.process import allowed_cores, obey_launcher, tune
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             _print_list(arguments.out)
             return 0
+        check_name(arguments.out)
         crew = _choose_crew(arguments, _crew_before(arguments))
         spec, recipe = _specify(arguments, crew)
         folder = RunFolder(spec.folder(arguments.out))

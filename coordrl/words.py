@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from coordrl.evidence import Evidence
 from coordrl.findings import POWER, GameFinding, PairFinding
 from coordrl.plan import ALPHA, FEWEST, Plan
+from coordrl.significance import EXACT_SEEDS, RESAMPLES
 from coordrl.stats import Interval, can_claim
 
 NONE = "\N{EN DASH}"  # where there is no number
 VERDICTS = {  # a sign and words, so that colour is never needed
     "better": "▲ better",
     "worse": "▼ worse",
+    "ahead": "△ ahead, no verdict",
+    "behind": "▽ behind, no verdict",
     "open": "◇ not shown",
     "few": "○ too few seeds",
     "none": f"{NONE} no result",
@@ -172,9 +175,13 @@ def by_game(pair: PairFinding) -> str:
     parts = []
     if groups["few"]:
         parts.append(f"too few seeds to claim anything in {_games(groups['few'], pair, 'any game')}")
+    undecided = sum(len(groups[name]) for name in ("few", "none", "ahead", "behind"))
     for name in ("better", "worse"):
-        if groups[name] or len(groups["few"]) + len(groups["none"]) < len(pair.by_game):
+        if groups[name] or undecided < len(pair.by_game):
             parts.append(f"{name} in {_games(groups[name], pair, 'every game')}")
+    for name in ("ahead", "behind"):
+        if groups[name]:
+            parts.append(f"{name} in {_games(groups[name], pair, 'every game')}, which is no verdict")
     if groups["open"]:
         parts.append(f"not shown in {_games(groups['open'], pair, 'any game')}")
     if groups["none"]:
@@ -202,6 +209,9 @@ def game_sentence(game: GameFinding, pair: PairFinding) -> str:
         return f"{told}; {seeds_sentence(*sizes, pair.n_tests)}"
     if game.verdict in ("better", "worse"):
         return f"{who} is {game.verdict}: {told}, corrected p {p_value(game.corrected)}."
+    if game.verdict in ("ahead", "behind"):
+        look = "a look at an unplanned or unfinished comparison, not a verdict"
+        return f"{who} is {game.verdict}: {told}, corrected p {p_value(game.corrected)}; {look}."
     missed = f"a true difference under {number(game.smallest)} points would usually be missed"
     return f"not shown: {told}, corrected p {p_value(game.corrected)}; {missed}."
 
@@ -221,8 +231,9 @@ def power_sentences(pair: PairFinding) -> list[str]:
         return [
             "With fewer than two seeds an arm there is no test, and no difference of any size could have been seen."
         ]
+    test = "exact test" if n_x + n_y <= EXACT_SEEDS else f"test of {RESAMPLES:,} random arrangements"
     first = (
-        f"With {n_x} against {n_y} seeds the smallest p value that one game's exact test can give is"
+        f"With {n_x} against {n_y} seeds the smallest p value that one game's {test} can give is"
         f" {one_in(pair.smallest_p)}; corrected for {counted(pair.n_tests, 'test')}, {one_in(pair.smallest_p * pair.n_tests)}."
     )
     if math.isinf(pair.smallest):

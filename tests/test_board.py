@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from coordrl import report
 from coordrl.board import main
 from coordrl.errors import RequestError
 from coordrl.events import build, find_sources
@@ -177,6 +178,36 @@ def test_a_row_that_is_being_written_is_left_for_later(plan: Plan, tmp_path: Pat
     with folder_of(plan, tmp_path, "coord", "Pong", 0).progress_file.open("a") as handle:
         handle.write('{"step": 5000, "seco')
     assert board(tmp_path)["a2c-coord/seed-0"]["return/Pong"][-1][0] == 4000
+
+
+def test_rows_that_hold_anything_are_shown_as_far_as_they_hold_numbers(plan: Plan, tmp_path: Path) -> None:
+    folder = folder_of(plan, tmp_path, "coord", "Pong", 0)
+    tag = "return/Pong"
+    before = board(tmp_path)["a2c-coord/seed-0"][tag]
+    strange = [row(5000, 8.0), row(6000, 9.0), row(7000, 10.0), row(2**70, 11.0)]
+    strange[0]["return_mean"], strange[1]["coordinates"], strange[2]["seconds"] = "abc", [], None
+    add_rows(folder, *strange)
+    assert board(tmp_path)["a2c-coord/seed-0"][tag] == [*before, (6000, 9.0)]
+    folder.progress_file.unlink()
+    os.mkfifo(folder.progress_file)  # nobody will ever write to it
+    assert tag not in board(tmp_path).get("a2c-coord/seed-0", {})
+
+
+@pytest.mark.parametrize("command", ["board", "report"])
+def test_a_folder_that_is_a_link_is_not_written_to(
+    command: str, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "compare").mkdir(exist_ok=True)
+    (tmp_path / "compare" / "tensorboard").symlink_to(elsewhere)
+    (tmp_path / "report").symlink_to(elsewhere)
+    run = {"board": main, "report": report.main}[command]
+    assert run([str(tmp_path), *(["--write-only"] if command == "board" else [])]) == 2
+    said = capsys.readouterr().err
+    assert "is a link, which may lead anywhere" in said
+    assert said.count("\n") == 1
+    assert [*elsewhere.iterdir()] == []
 
 
 def test_runs_that_are_gone_go_and_other_peoples_files_stay(plan: Plan, tmp_path: Path) -> None:
@@ -346,8 +377,9 @@ def listening(pids: list[int]) -> list[str]:
     inodes = set()
     for pid in pids:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
-            match = re.match(r"socket:\[(\d+)\]", str(entry.readlink()))
-            inodes |= {match[1]} if match else set()
+            with suppress(FileNotFoundError):  # closed meanwhile
+                match = re.match(r"socket:\[(\d+)\]", str(entry.readlink()))
+                inodes |= {match[1]} if match else set()
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return [line[1] for line in lines if line[3] == "0A" and line[9] in inodes]
 

@@ -441,3 +441,18 @@ def test_not_a_number_in_the_state_is_refused_at_writing(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_checkpoint(tmp_path, Checkpoint(1, {}, {}, {"loss": float("nan")}))
     assert read_newest(tmp_path) is None
+
+
+def test_a_sparse_file_of_a_terabyte_is_refused_and_the_one_before_is_read(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path, make(step))
+    place = tmp_path / "000000000002"
+    name = next(file.name for file in place.iterdir() if file.suffix == ".safetensors")
+    os.truncate(place / name, 1 << 40)
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["files"][name]["bytes"] = 1 << 40
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "its files have more than" in found.skipped[0]

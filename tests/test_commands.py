@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from coordrl.board import BoardArguments
 from coordrl.compare import CompareArguments
-from coordrl.console import ProgressLine, format_seconds, parse_arguments, time_left
+from coordrl.console import ProgressLine, _count, format_seconds, parse_arguments, time_left
 from coordrl.errors import RequestError
 from coordrl.evaluate import EvaluateArguments
 from coordrl.play import PlayArguments
@@ -172,3 +173,70 @@ def test_the_plain_progress_line_says_how_far_and_how_long(capsys: pytest.Captur
         line.update(75, lambda: "fine")
         line.update(80, lambda: "too soon to be said")
     assert capsys.readouterr().err == "working: 75 of 100 (75.0 %) · fine · 0 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1,000,000", 10**6), ("1.001k", 1001), ("2.5M", 2_500_000), ("1e6", 10**6), ("1_000", 1000), ("-5", -5)],
+)
+def test_counts_are_read_as_people_write_them(text: str, number: int) -> None:
+    assert _count(text) == number
+
+
+@pytest.mark.parametrize("text", ["0,1,2", "1,5M", "3,14", "1.5", "nan", "inf", "1e999999999", "", "k"])
+def test_what_is_no_count_is_no_other_number(text: str) -> None:
+    with pytest.raises(ValueError, match="no whole number"):
+        _count(text)
+
+
+STREAMS = """
+import sys
+from coordrl.console import run_command, tell
+def work():
+    if "quiet" not in sys.argv: print("score 1 ± 2")
+    tell("progress")
+    return 0
+sys.exit(run_command(work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "out"),
+    [
+        ("{} 2>&-", 0, "score 1 ± 2\n"),  # progress does not go where results go
+        ("{} >&-", 74, ""),  # a result that nobody gets
+        ("{} quiet >&-", 0, ""),
+        ("{} <&- >&- 2>&-", 74, ""),
+        ("{} >/dev/full", 74, ""),
+        ("PYTHONIOENCODING=ascii {}", 0, "score 1 \\xb1 2\n"),
+    ],
+)
+def test_a_stream_that_is_closed_or_narrow_loses_no_result_in_silence(
+    shell: str, code: int, out: str, tmp_path: Path
+) -> None:
+    (tmp_path / "work.py").write_text(STREAMS)
+    words = shell.format(f"{sys.executable} {tmp_path / 'work.py'}")
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, out)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--steps", "1e16"], "--steps is 10000000000000000; it is a whole number from 1 to 1,000,000,000,000,000"),
+        (["--out", os.fsdecode(b"q\xff")], "is not UTF-8, which logs are; choose another"),
+        (["--set", "learning_rate=" + "[" * 5000], "is not a TOML value"),
+        (["--set", "learning_rate=" + "1" * 5000], "is not a TOML value"),
+    ],
+)
+def test_what_no_training_could_keep_is_refused_before_anything_is_made(
+    words: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("coordrl.train", "--game", "PlaceMatters", *words)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []

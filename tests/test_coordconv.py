@@ -1109,3 +1109,25 @@ def test_a_transposed_layer_exchanges_weights_with_the_concatenated_layout(order
     assert all(torch.equal(one, two) for one, two in zip(layer.parameters(), back.parameters(), strict=True))
     with pytest.raises(RequestError, match="order is"):
         CoordConvTranspose2d.from_concatenated(other, order=("row",))
+
+
+@pytest.mark.parametrize("kind", ["append", "convolution", "transposed"])
+def test_an_exported_layer_takes_images_of_other_sizes(kind: str) -> None:
+    layer: nn.Module = {
+        "append": AddCoords(with_radius=True),
+        "convolution": CoordConv2d(3, 4, 3, stride=2, with_radius=True),
+        "transposed": CoordConvTranspose2d(3, 4, 3),
+    }[kind].eval()
+    sides = {2: torch.export.Dim("height", min=6), 3: torch.export.Dim("width", min=6)}
+    exported = torch.export.export(layer, (torch.rand(2, 3, 12, 12),), dynamic_shapes=(sides,)).module()
+    images = torch.rand(2, 3, 11, 17)
+    torch.testing.assert_close(exported(images), layer(images))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sides are numbers of Python's in any layer's grid
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_a_traced_layer_keeps_no_patches_of_the_size_that_was_traced() -> None:
+    layer = CoordConv2d(3, 4, 3, stride=2).eval()
+    traced = torch.jit.trace(layer, (torch.rand(2, 3, 12, 12),))
+    images = torch.rand(2, 3, 11, 11)
+    torch.testing.assert_close(traced(images), layer(images))

@@ -226,6 +226,7 @@ def test_the_primary_difference_has_the_interval_that_the_plan_names() -> None:
 def test_few_seeds_are_not_rested_on_even_where_the_interval_is_clear() -> None:
     pair = only(find(evidence_of(plan_of(3), [5.0] * 9)))
     assert (pair.verdict, pair.shown) == ("better", "open")
+    assert {game.verdict for game in pair.by_game} <= {"ahead", "behind", "open", "few"}
     assert words.headline(pair, partial=False) == "coord lies above nature in 3 seeds, which are too few to rest on."
 
 
@@ -277,3 +278,19 @@ def test_a_command_that_is_printed_can_be_typed(tmp_path: Path) -> None:
         "python -m coordrl.compare --suite atari9 --agents a2c --extractors nature,coord --seeds 2 --steps 1000"
         " --protocol zoo-v4 --eval-every 250000 --eval-episodes 10 --checkpoint-every 50000 --set gamma=0.9 --out 'my runs'"
     )
+
+
+@pytest.mark.parametrize("what", ["unplanned", "unfinished"])
+def test_no_game_has_a_verdict_before_the_planned_matrix_is_complete(what: str) -> None:
+    plan = plan_of(8)
+    whole = evidence_of(plan, [5.0] * 9)
+    if what == "unplanned":
+        evidence = replace(whole, planned=False)
+    else:
+        evidence = evidence_of(plan, [5.0] * 9, without=[plan.runs[-1].folder])
+    pair = only(find(evidence))
+    assert {game.verdict for game in only(find(whole)).by_game} == {"better"}
+    assert {game.verdict for game in pair.by_game} == {"ahead"}
+    assert "ahead in every game, which is no verdict" in words.by_game(pair)
+    assert "better in" not in words.by_game(pair)
+    assert words.game_sentence(pair.by_game[0], pair).endswith("not a verdict.")

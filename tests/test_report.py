@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import resource
@@ -18,11 +19,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_runs import write_matrix
 
+from coordrl.arrays import array_bytes
 from coordrl.errors import RequestError
 from coordrl.evidence import read_evidence
 from coordrl.figures import inline_svg
@@ -253,6 +256,8 @@ def test_a_note_stands_at_the_top_and_is_text_whatever_it_holds(runs: Path, tmp_
         ("progress.jsonl", "[" * 100_000),
         ("result.json", "[" * 100_000),
         ("run.json", "[" * 100_000),
+        ("plan.json", "[" * 200_000),
+        ("plan.json", '{"format": 2, "hash": "", "alpha": NaN}'),
     ],
 )
 def test_a_poisoned_file_is_one_line_or_a_run_without_a_result(
@@ -468,7 +473,7 @@ def test_an_out_that_cannot_be_written_exits_with_73(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert main([str(runs), "--only", "profile-a2c", "--out", str(tmp_path / "file")]) == 73
-    assert "cannot be written: Not a directory" in capsys.readouterr().err
+    assert "file cannot be written: File exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -492,3 +497,63 @@ def test_360_runs_of_10_million_steps_are_reported_within_a_minute_and_a_gigabyt
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout).group(1))
     print(f"{seconds:.1f} s, {used:.1f} s of processor time, {peak:,} KiB")
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("change", ["alpha", "references"])
+def test_a_plan_with_numbers_that_are_none_is_one_clear_line(
+    change: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    file = tmp_path / "runs" / "plan.json"
+    plan = json.loads(file.read_text())
+    plan[change] = {"alpha": math.nan, "references": {"Pong": [0, 10**400]}}[change]
+    file.write_text(json.dumps(plan))
+    assert main([str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert said.count("\n") == 1
+
+
+def test_files_that_are_pipes_or_links_are_neither_waited_for_nor_written_through(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, victim = tmp_path / "runs", tmp_path / "victim"
+    shutil.copytree(runs, copy)
+    victim.write_text("precious")
+    for name in ("report.html", "figures/profile-a2c.png"):
+        (copy / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / "report" / name).symlink_to(victim)
+    log = next(copy.rglob("progress.jsonl"))
+    log.unlink()
+    os.mkfifo(log)
+    attempts = copy / "compare" / "attempts.jsonl"
+    attempts.parent.mkdir(exist_ok=True)
+    attempts.write_text('{"cell": "a", "attempt": 1e999}\n')
+    assert main([str(copy)]) == 0, capsys.readouterr().err
+    assert victim.read_text() == "precious"
+    assert (copy / "report" / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"PK\x03\x04",
+        array_bytes(np.zeros((0, 3, 3), np.float32)),
+        array_bytes(np.zeros((2, 3, 3), np.int64)),
+        b"\x93NUMPY\x01\x00\x76\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 2048, 2048), }".ljust(117)
+        + b"\n",
+    ],
+)
+def test_maps_that_are_none_are_one_clear_error(data: bytes, tmp_path: Path) -> None:
+    write_matrix(tmp_path, planned(1), rows=30)
+    next(tmp_path.rglob("maps-000000000000.npy")).write_bytes(data)
+    with pytest.raises(RequestError, match=r"maps-000000000000\.npy cannot be read"):
+        page(tmp_path)
+
+
+def test_names_that_are_no_utf_8_are_written_as_far_as_they_can_be(runs: Path, tmp_path: Path) -> None:
+    strange = tmp_path / os.fsdecode(b"r\xff")
+    shutil.copytree(runs, strange)
+    assert main([str(strange), "--note", os.fsdecode(b"x\xff")]) == 0
+    assert (strange / "report" / "report.html").read_text(encoding="utf-8")

@@ -250,7 +250,7 @@ def test_a_setting_against_its_rule_in_run_json_is_refused(
 
 
 @pytest.mark.parametrize(
-    "line", ['{"step": 100}', '{"step": 100, "seconds": "x", "steps_per_second": []}', '{"step": 100, "train": 3}']
+    "line", ['{"step": 0}', '{"step": 0, "seconds": "x", "steps_per_second": []}', '{"step": 0, "train": 3}']
 )
 def test_a_log_that_no_training_wrote_is_a_line_and_no_traceback(
     line: str, planted: tuple[RunFolder, Path, list[str]], capsys: pytest.CaptureFixture[str]

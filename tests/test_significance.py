@@ -256,3 +256,16 @@ def test_a_question_without_sense_is_refused(call: object, words: str) -> None:
     assert callable(call)
     with pytest.raises(RequestError, match=words):
         call()
+
+
+@pytest.mark.parametrize("sizes", [(21, 21), (30, 12), (600, 600)])
+def test_the_least_p_value_of_random_arrangements_is_one_of_them_and_itself(sizes: tuple[int, int]) -> None:
+    x, y = np.arange(sizes[0]) + 1000.0, np.arange(sizes[1]) * 1.0
+    found = permutation_test(x, y, np.random.default_rng(0))
+    assert found.p_value == significance.smallest_p_value(*sizes) == 1e-5
+    assert 0 < significance.smallest_effect(*sizes) < 1
+
+
+def test_few_arrangements_stay_few_however_many_are_drawn() -> None:
+    assert significance.smallest_p_value(1, 40) == 1 / 41
+    assert significance.smallest_p_value(20, 20) == 2 / math.comb(40, 20)
