@@ -64,6 +64,7 @@ class A2C(stable_baselines3.A2C):
         if self._network is None and self._choose_network(*choose) is None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         self.policy.set_training_mode(False)
+        rollout_buffer.reset()
         callback.on_rollout_start()
         network = self._choose_network(*choose)  # only now: that may have changed the policy
         if network is None:
@@ -99,7 +100,12 @@ class A2C(stable_baselines3.A2C):
         self._kept, self._loss = False, None
 
     def _is_kept(self, network: FastNetwork) -> bool:
-        """Whether the activations are still those of the update: nobody has changed or frozen weights meanwhile."""
+        """Whether the activations are still those of the update: nobody has changed or frozen weights meanwhile.
+
+        Nor has drawn from the rollout buffer, which puts its rows in another order.
+        """
+        if self.rollout_buffer.generator_ready:
+            return False
         return not network.is_stale() and all(parameter.requires_grad for parameter in network.gradients)
 
     def _choose_network(

@@ -201,10 +201,7 @@ def run_command(work: Callable[[], int]) -> int:
         _leave_stdout()
         return 0
     except OSError as error:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _leave_stdout()
+        _leave_stdout()
         where = f" ({error.filename})" if error.filename else ""
         tell(
             f"coordrl: reading or writing failed{where}: {error.strerror or error}; mend that, and the same command goes on"
@@ -224,8 +221,14 @@ def _printable(text: str) -> str:
 
 
 def _leave_stdout() -> None:
-    """Send what is still to be printed nowhere: Python would try it again at its end, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Send what cannot be printed nowhere: Python would try it again at its end, and complain."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # in a notebook it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _mend_streams() -> None:
@@ -239,6 +242,7 @@ def _mend_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)  # gets the lowest free number
+            os.set_inheritable(number, True)  # or the processes that we start would have the same fault
             if number == 1:
                 sys.stdout = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 # as long as the process; a number
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordrl.errors import OutputError, RequestError
-from coordrl.files import stream_rows
+from coordrl.files import check_no_link, stream_rows
 from coordrl.plan import PLAN_FILE, read_plan
 from coordrl.results import RunFolder, find_runs
 
@@ -140,6 +140,8 @@ def _build_group(
     """
     stamps = [_stamp(source.folder) for source in group]
     places = [log_folder / arm / f"seed-{source.seed}" for source in group]
+    for place in (*places, log_folder / f"{arm} mean"):
+        check_no_link(log_folder, place.relative_to(log_folder))
     names = [f"{_PREFIX}{stamp}.{game}{_SUFFIX}" for stamp in stamps]
     files = [place / name for place, name in zip(places, names, strict=True)]
     mean = log_folder / f"{arm} mean" / f"{_PREFIX}{_join(stamps)}.{game}{_SUFFIX}"
@@ -264,7 +266,8 @@ def _write(file: Path, log_folder: Path, game: str, curves: Mapping[str, Curve],
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = log_folder / f".partial-{os.getpid()}"
     try:
-        with partial.open("wb") as handle:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as handle:  # and follows no link that somebody planted
             writer = RecordWriter(handle)
             writer.write(Event(wall_time=start, file_version="brain.Event:2").SerializeToString())
             for step, (time, summaries) in sorted(points.items()):
@@ -275,10 +278,16 @@ def _write(file: Path, log_folder: Path, game: str, curves: Mapping[str, Curve],
         partial.unlink(missing_ok=True)
 
 
+def _folders(file: Path, log_folder: Path) -> list[Path]:
+    """Return the folders of a file below the log folder, the innermost first."""
+    return list(file.relative_to(log_folder).parents)[:-1]
+
+
 def _clean(log_folder: Path, wanted: Iterable[Path]) -> None:
     """Take away our files that belong to no run any more, and the folders that are empty then."""
     keep = set(wanted)
     ours = [*log_folder.glob(f"*/{_PREFIX}*{_SUFFIX}"), *log_folder.glob(f"*/seed-*/{_PREFIX}*{_SUFFIX}")]
+    ours = [file for file in ours if not any((log_folder / part).is_symlink() for part in _folders(file, log_folder))]
     for file in ours:
         if file not in keep:
             file.unlink(missing_ok=True)

@@ -70,12 +70,11 @@ def collect(
     *,
     watch: bool = True,
 ) -> bool | None:
-    """Play a rollout that has started and fill the buffer, as SB3's `collect_rollouts` does.
+    """Play a rollout that has started and fill the buffer, which is empty, as SB3's `collect_rollouts` does.
 
     Returns whether to go on; None if a callback changed the weights on the way or, where it is watched, the pictures
     in the buffer at the end, so that the activations kept are not those of the update.
     """
-    buffer.reset()
     network.refresh()
     changed = False
     observations = np.asarray(model._last_obs)
@@ -122,18 +121,11 @@ def collect(
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
     # `dones` and `new_obs` are those of the last step, as in SB3; the values are of what came after it.
     callback.update_locals({"n_steps": n_steps, "values": last_values[:, None]})
-    before = _seal(buffer.observations) if watch else 0
+    before = buffer.observations.copy() if watch else None
     callback.on_rollout_end()
-    if watch and _seal(buffer.observations) != before:  # augmented, for one
+    if before is not None and not np.array_equal(buffer.observations, before):  # augmented, for one
         changed = True
     return None if changed else True
-
-
-def _seal(array: NDArray[Any]) -> int:
-    """Return a number that hangs on every byte of an array, at the speed of the memory."""
-    flat = array.reshape(-1).view(np.uint8)
-    whole = len(flat) // 8 * 8
-    return int(np.add.reduce(flat[:whole].view(np.uint64))) ^ hash(flat[whole:].tobytes())
 
 
 def update(model: A2C, loss: A2CLoss) -> None:
@@ -142,9 +134,10 @@ def update(model: A2C, loss: A2CLoss) -> None:
     It leaves the rollout buffer as SB3's does, too: by environment, flattened.
     """
     policy, buffer = model.policy, model.rollout_buffer
-    for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
-        setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
-    buffer.generator_ready = True
+    if not buffer.generator_ready:
+        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+            setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
+        buffer.generator_ready = True
     policy.set_training_mode(True)
     model._update_learning_rate(policy.optimizer)
     torch.nn.utils.clip_grad_norm_(policy.parameters(), model.max_grad_norm)

@@ -143,6 +143,7 @@ def write_data(file: Path, data: bytes) -> None:
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` write a file beside this one, then move it here, through to the disk."""
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
+    partial.unlink(missing_ok=True)  # of a process that was killed; or a link, which somebody planted
     try:
         write(partial)
         sync_file(partial)

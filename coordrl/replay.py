@@ -196,6 +196,7 @@ class FrameReplayBuffer(ReplayBuffer):
             rows = rows[self.whole(rows, np.full(self.buffer_size, env))]
             pictures = self.frames[env, self.references[rows, env, which] % self.capacity]
             found[rows, env] = pictures if self.n_stack > 1 else pictures[:, 0]
+        found.flags.writeable = False  # what is written here would be lost
         return found
 
     @property

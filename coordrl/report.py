@@ -122,10 +122,12 @@ def _write(
 
     try:
         for folder in (out, out / "figures", out / "tables"):
+            if folder != out and folder.is_symlink():
+                raise OutputError(f"{folder} is a link, which may lead anywhere; remove it, or choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
-            for entry in folder.iterdir():
-                if entry.is_symlink():  # to write through it would change what it leads to
-                    entry.unlink()
+        for name in (*texts, *_names(charts, tables, pictures)):
+            if (out / name).is_symlink():  # to write through it would change what it leads to
+                (out / name).unlink()
         for chart in charts.values():
             save_figure(chart.panels, chart.columns, chart.legend, out / "figures" / chart.name)
         for name, data in pictures.items():

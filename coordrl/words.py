@@ -210,7 +210,7 @@ def game_sentence(game: GameFinding, pair: PairFinding) -> str:
     if game.verdict in ("better", "worse"):
         return f"{who} is {game.verdict}: {told}, corrected p {p_value(game.corrected)}."
     if game.verdict in ("ahead", "behind"):
-        look = "a look at an unplanned or unfinished comparison, not a verdict"
+        look = "a look at a comparison that is unplanned or lacks runs, not a verdict"
         return f"{who} is {game.verdict}: {told}, corrected p {p_value(game.corrected)}; {look}."
     missed = f"a true difference under {number(game.smallest)} points would usually be missed"
     return f"not shown: {told}, corrected p {p_value(game.corrected)}; {missed}."

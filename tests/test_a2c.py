@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from torch import nn
 
 import coordrl
@@ -454,6 +454,8 @@ class Meddler(BaseCallback):
         self.what = what
 
     def _on_rollout_start(self) -> None:
+        buffer = self.model.rollout_buffer
+        self.seen = (buffer.pos, buffer.full, buffer.generator_ready, buffer.observations.shape)
         if self.what == "freezes the extractor":
             for parameter in self.model.policy.features_extractor.parameters():
                 parameter.requires_grad_(False)
@@ -469,6 +471,10 @@ class Meddler(BaseCallback):
             with torch.no_grad():
                 for parameter in self.model.policy.parameters():
                     parameter.mul_(1.2)
+        if self.what == "turns the pictures upside down":
+            self.model.rollout_buffer.observations = self.model.rollout_buffer.observations[..., ::-1, :].copy()
+        if self.what == "draws from the buffer":
+            assert sum(len(batch.returns) for batch in self.model.rollout_buffer.get(3)) == 10
         if self.what == "augments the pictures":
             self.model.rollout_buffer.observations[:, :, :, :20] = 0
         self.before = [parameter.detach().clone() for parameter in self.model.policy.parameters()]
@@ -482,16 +488,22 @@ class Meddler(BaseCallback):
         "changes weights through .data",
         "changes weights at the end",
         "augments the pictures",
+        "turns the pictures upside down",
+        "draws from the buffer",
     ],
 )
 def test_an_update_heeds_what_a_callback_has_changed(what: str) -> None:
     updates = []
     for kind in (stable_baselines3.A2C, A2C):
         arguments: Any = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "max_grad_norm": 1e9}
-        model, meddler = kind("CnnPolicy", Pictures(), seed=0, device="cpu", **arguments), Meddler(what)
-        model.learn(5, callback=meddler)
+        env = DummyVecEnv([Pictures, Pictures])
+        model, meddler = kind("CnnPolicy", env, seed=0, device="cpu", **arguments), Meddler(what)
+        model.learn(10, callback=meddler)
         after = [parameter.detach() for parameter in model.policy.parameters()]
         updates.append([new - old for new, old in zip(after, meddler.before, strict=True)])
+        assert model.rollout_buffer.observations.shape == (10, 4, 40, 40)
+        model.learn(10, callback=meddler, reset_num_timesteps=False)
+        assert meddler.seen == (0, False, False, (5, 2, 4, 40, 40))
     for theirs, ours in zip(*updates, strict=True):
         assert float((theirs - ours).norm()) <= 1e-4 * float(theirs.norm())
     assert (float(updates[1][0].norm()) == 0) == (what == "freezes the extractor")

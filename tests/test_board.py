@@ -210,6 +210,18 @@ def test_a_folder_that_is_a_link_is_not_written_to(
     assert [*elsewhere.iterdir()] == []
 
 
+def test_a_link_within_the_log_folder_is_not_followed(plan: Plan, tmp_path: Path) -> None:
+    board(tmp_path)
+    log_folder, elsewhere = tmp_path / "compare" / "tensorboard", tmp_path / "elsewhere"
+    assert main([str(tmp_path), "--write-only"]) == 0
+    (log_folder / "a2c-coord mean").rename(elsewhere)
+    (log_folder / "a2c-coord mean").symlink_to(elsewhere)
+    before = files(elsewhere)
+    add_rows(folder_of(plan, tmp_path, "coord", "Pong", 0), row(5000, 8.0))
+    assert main([str(tmp_path), "--write-only"]) == 2
+    assert files(elsewhere) == before
+
+
 def test_runs_that_are_gone_go_and_other_peoples_files_stay(plan: Plan, tmp_path: Path) -> None:
     board(tmp_path)
     note = tmp_path / "log" / "a2c-coord" / "seed-1" / "events.out.tfevents.mine"

@@ -190,9 +190,12 @@ def test_what_is_no_count_is_no_other_number(text: str) -> None:
 
 
 STREAMS = """
-import sys
+import os, subprocess, sys
 from coordrl.console import run_command, tell
 def work():
+    if "child" in sys.argv:  # what it opens is not what its libraries print into
+        code = "import os; print(os.open(os.devnull, os.O_RDONLY), file=open('number', 'w'))"
+        return subprocess.run([sys.executable, "-c", code], check=True).returncode
     if "quiet" not in sys.argv: print("score 1 ± 2")
     tell("progress")
     return 0
@@ -220,6 +223,13 @@ def test_a_stream_that_is_closed_or_narrow_loses_no_result_in_silence(
     assert (done.returncode, done.stdout) == (code, out)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_process_that_is_started_with_closed_streams_has_streams(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(STREAMS)
+    words = f"{sys.executable} {tmp_path / 'work.py'} child <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=60, check=False).returncode == 0
+    assert int((tmp_path / "number").read_text()) > 2
 
 
 @pytest.mark.parametrize(

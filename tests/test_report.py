@@ -523,6 +523,7 @@ def test_files_that_are_pipes_or_links_are_neither_waited_for_nor_written_throug
     for name in ("report.html", "figures/profile-a2c.png"):
         (copy / "report" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / "report" / name).symlink_to(victim)
+    (copy / "report" / "mine").symlink_to(victim)  # nothing that is written
     log = next(copy.rglob("progress.jsonl"))
     log.unlink()
     os.mkfifo(log)
@@ -531,6 +532,7 @@ def test_files_that_are_pipes_or_links_are_neither_waited_for_nor_written_throug
     attempts.write_text('{"cell": "a", "attempt": 1e999}\n')
     assert main([str(copy)]) == 0, capsys.readouterr().err
     assert victim.read_text() == "precious"
+    assert (copy / "report" / "mine").is_symlink()
     assert (copy / "report" / "report.html").read_text().startswith("<!doctype html>")
 
 
