@@ -325,13 +325,13 @@ class FrameReplayBuffer(ReplayBuffer):
         Raises:
             RequestError: nothing was added yet.
         """
-        if self.transitions == 0:
+        if self.transitions == 0 and not self.full:  # who sets `full` by hand gets zeros, as from SB3's buffers
             raise RequestError("the replay memory is empty; add transitions before a batch is drawn")
         if isinstance(self.priorities, SumTree):
             return self._draw_by_priority(self.priorities, batch_size)
         rows = np.random.randint(0, self.size(), size=batch_size)
         envs = np.random.randint(0, self.n_envs, size=batch_size)
-        while (lost := ~self.whole(rows, envs)).any():
+        while self.transitions and (lost := ~self.whole(rows, envs)).any():
             rows[lost] = np.random.randint(0, self.size(), size=lost.sum())
             envs[lost] = np.random.randint(0, self.n_envs, size=lost.sum())
         return Draw(rows, envs, None)

@@ -413,3 +413,15 @@ def test_games_that_begin_with_blank_pictures_take_two_for_it_and_the_memory_say
     assert len(np.unique(rewards)) == 1000 - short.lost
     gone = (short.observations == 0).all(axis=(1, 2, 3, 4))
     assert gone.sum() == short.lost
+
+
+def test_a_memory_that_is_called_full_by_hand_gives_zeros_in_its_dtypes_as_sb3s_does() -> None:
+    space = spaces.Box(0, 255, (5,), np.float32)
+    batches = []
+    for kind in (ReplayBuffer, FrameReplayBuffer):
+        buffer = kind(10, space, spaces.Discrete(2), "cpu")
+        buffer.full = True
+        batches.append(buffer.sample(4))
+        assert buffer.observations.dtype == np.float32
+    same(*batches)
+    assert not batches[1].observations.any()
