@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,24 @@ CLOCK = (
 
 
 def workers_of(out: Path) -> list[int]:
-    """Return the processes that train into a folder, whoever started them, and the workers of such that are no more."""
+    """Return the processes that train into a folder, whoever started them, and the workers of such that are no more.
+
+    A worker does not say where its trainer wrote to. Within a test only those that the same test has started count:
+    the tests beside it end trainers too, and their workers live on for up to a second.
+    """
     found = []
     parents = {}
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0].encode()  # "… (call)", "… (setup)"
     for place in Path("/proc").glob("[0-9]*"):
         try:
             words = (place / "cmdline").read_bytes().split(b"\0")
             state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+            environment = (place / "environ").read_bytes()
         except OSError:
             continue
         if b"coordrl.train" in words and str(out).encode() in words and state != "Z":
             found.append(int(place.name))
-        if b"coordrl.divided_worker" in words and state != "Z":
+        if b"coordrl.divided_worker" in words and state != "Z" and test in environment:
             parents[int(place.name)] = int(words[words.index(b"coordrl.workers") + 2])
     return [*found, *(worker for worker, parent in parents.items() if not Path(f"/proc/{parent}").exists())]
 
