@@ -44,7 +44,7 @@ ARMS = {
     "all extensions": f"--game PlaceMatters --agent rainbow-lite {REPLAY}",
     "Ape-X": f"--game Breakout --agent apex {REPLAY} train_freq=20 batch_size=16",
 }
-QUICK = ("a control", "all extensions")
+QUICK = ("a control",)
 
 
 def find(out: Path) -> RunFolder:
@@ -120,7 +120,8 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_never_was(arm: str
     assert find(tmp_path / "killed").fact("exact_resume") == "yes"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_goes_on_as_if_it_were_not(number: signal.Signals, tmp_path: Path) -> None:
     words = [*ARMS["a control"].split(), *WORDS.split(), "--set", "n_steps=1", *EVERY]
     run(words, tmp_path / "whole")
@@ -309,6 +310,7 @@ def test_marks_that_no_course_made_are_refused(name: str, value: object) -> None
         Marks.of(Checkpoint(100, {}, {}, {"marks": {**marks, name: value}}))
 
 
+@pytest.mark.slow
 def test_every_point_at_which_a_training_can_fail_loses_nothing(tmp_path: Path) -> None:
     words = "--game PlaceMatters --steps 800 --set n_envs=8 --checkpoint-every 160 --eval-every 400 --eval-episodes 1"
     done = subprocess.run(
