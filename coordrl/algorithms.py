@@ -156,7 +156,8 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
     """Return the trained model of a run's folder: an SB3 model, from its newest checkpoint, without pickle.
 
     Its environment, `model.get_env()`, is one game under the run's protocol for evaluation (whole games,
-    raw rewards). A DQN comes without its replay memory, and its `predict` explores as little as its evaluation does. Warns if a newer checkpoint is damaged.
+    raw rewards). A DQN comes without its replay memory: `learn` makes a new one, of the run's size. Its `predict` explores
+    as little as its evaluation does. Warns if a newer checkpoint is damaged.
 
     Raises:
         RequestError: the folder is no run, or the run has no checkpoint.
@@ -185,6 +186,7 @@ def load(run: str | Path, *, device: str = "auto") -> BaseAlgorithm:
         warnings.warn(f"checkpoint skipped: {fault}; this is the one of step {checkpoint.step:,}", stacklevel=2)
     model.num_timesteps = checkpoint.step
     if isinstance(model, DQN):
+        model.buffer_size, model.replay_buffer = int(spec.settings["buffer_size"]), None
         model.epsilon_ladder = None  # of the training's environments
         model.exploration_rate = float(spec.settings["evaluation_epsilon"])
     return model

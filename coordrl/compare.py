@@ -29,8 +29,8 @@ from coordrl.console import (
 from coordrl.errors import RequestError, StoppedError, suggest
 from coordrl.files import check_name
 from coordrl.footprint import check_memory, memory_needed
-from coordrl.launch import CellState, Launcher, Outcome, recipe_copy, survey
-from coordrl.plan import PLAN_FILE, Cell, Plan, make_plan, read_plan, write_plan
+from coordrl.launch import CellState, Launcher, Outcome, log_file, survey
+from coordrl.plan import PLAN_FILE, Cell, Plan, make_plan, read_plan, recipe_copy, write_plan
 from coordrl.process import allowed_cores, check_device_name
 from coordrl.results import RunFolder
 from coordrl.suites import ATARI, CONTROLS, choose_protocol, find_protocol, find_suite
@@ -46,14 +46,14 @@ _STEPS = f"(default: {ATARI.steps:,}; on the controls {CONTROLS.steps:,})"
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Compare extractors (or agents) on a suite of games with many seeds: the whole matrix, in one command.
+    """Compare extractors on a suite of games with many seeds, for one agent or several: the whole matrix, in one command.
 
     For example:
-        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --dry-run
-        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10
+        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --out atari9 --dry-run
+        coordrl compare --suite atari9 --agents a2c --extractors nature,coord --seeds 10 --out atari9
         coordrl compare --suite Pong,Breakout --extractors nature,coord,shuffled --seeds 6 --steps 1M --out small
         coordrl compare --suite controls --out controls     does the comparison find an effect that is there?
-        coordrl report runs
+        coordrl report atari9
 
     The plan (every run, the question, the tests, what may be left out) is written to plan.json before
     anything runs, and its hash into every run. Stop it with Ctrl-C, or lose the machine: the same command
@@ -110,7 +110,9 @@ def _compare(arguments: CompareArguments) -> int:
     if arguments.dry_run:
         known = read_plan(arguments.out) if (arguments.out / PLAN_FILE).exists() else None
         plan = _agree(known, plan, arguments.out)
-        _print_matrix(plan, survey(plan, arguments.out), is_written=known is not None)
+        states = survey(plan, arguments.out)
+        _print_matrix(plan, states, is_written=known is not None)
+        _warn(plan, states)
         _print_cost(plan, arguments)
         return 0
     if (arguments.out / PLAN_FILE).exists():
@@ -192,11 +194,27 @@ def _settle_plan(plan: Plan, arguments: CompareArguments) -> Plan:
     out = arguments.out
     known = read_plan(out) if (out / PLAN_FILE).exists() else None
     settled = _agree(known, plan, out)
-    survey(settled, out)  # refuses folders of other runs, before the plan is written
+    _warn(settled, survey(settled, out))  # refuses folders of other runs, before the plan is written
     _copy_recipes(arguments, out)
     if settled != known:
         write_plan(out, settled)
     return settled
+
+
+def _warn(plan: Plan, states: Sequence[CellState]) -> None:
+    """Say, before time is spent, what the report will not be able to say."""
+    unknown = [game for game in plan.games if game not in plan.references]
+    if unknown:
+        tell(
+            f"no scores of random and human play are known for {', '.join(unknown)}: compared game by game there, and not in"
+            " the verdict over all games"
+        )
+    alone = sum(state.folder.spec_file.exists() and state.folder.fact("plan") is None for state in states)
+    if alone:
+        tell(
+            f"{alone} of {len(states)} runs were begun before the plan, so the report will describe and give no verdict; for"
+            " one, use another --out"
+        )
 
 
 def _copy_recipes(arguments: CompareArguments, out: Path) -> None:
@@ -204,7 +222,8 @@ def _copy_recipes(arguments: CompareArguments, out: Path) -> None:
     for path in (Path(agent) for agent in _split(arguments.agents) if agent.endswith(".toml")):
         copy = recipe_copy(out, path.stem)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        if not copy.exists() or not copy.samefile(path):  # a report's command names the copy itself
+            shutil.copyfile(path, copy)
 
 
 def _make_backend(arguments: CompareArguments, runs: int) -> Backend:
@@ -228,6 +247,8 @@ def _write_slurm(plan: Plan, arguments: CompareArguments) -> int:
             arguments.out,
             workers=arguments.workers,
             retries=arguments.retries,
+            memory=memory_needed(*largest) if (largest := _largest_memory(plan.runs)) else 0,
+            on_gpu=arguments.device.startswith("cuda"),
             more_words=("--device", arguments.device),
         )
     print(
@@ -262,8 +283,7 @@ def _conclude(plan: Plan, arguments: CompareArguments, outcome: Outcome) -> int:
             outcome.signal_number,
         )
     for folder, code in outcome.failed:
-        log = arguments.out / "compare" / "logs" / f"{folder.replace('/', '--')}.log"
-        tell(f"failed: {folder}, exit code {code}; see {log}")
+        tell(f"failed: {folder}, exit code {code}; see {log_file(arguments.out, folder)}")
     diverged = f", {outcome.diverged} of them diverged" if outcome.diverged else ""
     tell(f"{outcome.done + outcome.diverged} of {len(plan.runs)} runs done{diverged}")
     tell(f"report: coordrl report {arguments.out}")

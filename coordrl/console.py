@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import Annotated, Self, TypeVar, final
@@ -19,6 +20,7 @@ import tyro
 from coordrl.errors import CoordrlError, RequestError
 
 PLAIN_SECONDS = 10.0  # between two plain lines
+_NARROWEST = 40  # columns of a help text: below 8 tyro draws for ever, and takes all memory
 LIVE_SECONDS = 0.25  # between two drawings of the live line
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+")  # digits in threes
@@ -138,7 +140,7 @@ def parse_arguments(kind: type[_Arguments], prog: str, argv: Sequence[str]) -> _
     """
     explanation = io.StringIO()
     try:
-        with contextlib.redirect_stderr(explanation):
+        with contextlib.redirect_stderr(explanation), _wide_enough():
             return tyro.cli(
                 kind, prog=f"coordrl {prog}", args=_join_settings(argv), config=(tyro.conf.FlagCreatePairsOff,)
             )
@@ -146,6 +148,21 @@ def parse_arguments(kind: type[_Arguments], prog: str, argv: Sequence[str]) -> _
         if stop.code in (0, None):
             raise
         raise RequestError(_on_one_line(explanation.getvalue()) + f" See: coordrl {prog} --help") from stop
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Have at least so many columns that a help text comes to its end."""
+    given = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = given
 
 
 def _on_one_line(box: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from inspect import signature
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -13,18 +12,18 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.vec_frame_stack import VecFrameStack
-from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coordrl.dueling import POLICIES
+from coordrl.dueling import POLICIES, DuelingQNetwork
 from coordrl.errors import DivergedError, RequestError
 from coordrl.replay import Draw, FrameReplayBuffer
 from coordrl.signatures import extends
-from coordrl.vectors import WholeVecEnv
+from coordrl.stacking import find_stack
 
 _TOGETHER = 512  # transitions whose targets are computed in one pass, at most
 
@@ -49,7 +48,9 @@ class DQN(stable_baselines3.DQN):
       gradient steps follow each step of the vector; what a step leaves over is made up for later.
 
     Where observations are stacks of pictures (an `AtariVecEnv`, SB3's VecFrameStack), transitions are kept in a
-    `FrameReplayBuffer`, which gives the same batches as SB3's in an eighth of the memory.
+    `FrameReplayBuffer`, which gives the same batches as SB3's in an eighth of the memory. Above other wrappers, and for
+    stacks that a single environment makes (gymnasium's FrameStackObservation), it is there on request:
+    `replay_buffer_class=FrameReplayBuffer`.
 
     Args:
         policy: as SB3's.
@@ -108,39 +109,34 @@ class DQN(stable_baselines3.DQN):
         self._collected: int | None = None  # transitions that the next update is for, in `learn`
         self._chose_memory = False  # nobody asked for the class of the replay memory
         self.owed = 0
-        if actor_priorities and not prioritized:
-            raise RequestError("actor_priorities needs prioritized=True")
-        if not 0 <= importance_exponent <= 1:
-            raise RequestError(f"importance_exponent is {importance_exponent}; it is from 0 to 1")
-        if epsilon_ladder is not None and not (
-            len(epsilon_ladder) == 2 and 0 <= epsilon_ladder[0] <= 1 <= 1 + epsilon_ladder[1]
-        ):
-            raise RequestError(f"epsilon_ladder is {epsilon_ladder}; it is a base from 0 to 1 and an exponent from 0")
         if dueling:
             policy = _dueling(policy)
-        if fast:
-            bound = signature(stable_baselines3.DQN.__init__).bind(self, policy, env, *args, **kwargs)
-            bound.arguments["policy_kwargs"] = _fuse(bound.arguments.get("policy_kwargs") or {})
-            args, kwargs = bound.args[3:], bound.kwargs
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
-        """Make the replay memory and the networks."""
+        """Make the replay memory and the networks; also of a model that is loaded, whose switches may be given anew."""
+        self._check_switches()
         asked = self.replay_buffer_class
         if self.prioritized and asked not in (None, FrameReplayBuffer):
             raise RequestError(
                 f"prioritized needs coordrl's FrameReplayBuffer, not {getattr(asked, '__name__', asked)}"
             )
         if self.env is not None:  # a model that was loaded without one knows it by itself
-            self.n_stack = self._find_stack()
+            self.n_stack = find_stack(self.env, self.observation_space)
         n_stack = self.n_stack
         # Who asks SB3's memory to keep nothing twice gets SB3's memory.
         stacked = n_stack is not None and not self.optimize_memory_usage
         wanted = asked is FrameReplayBuffer or (asked is None and (stacked or self.prioritized))
         if self.replay_buffer is None and wanted:
-            self.replay_buffer = self._make_memory(n_stack)
+            # Pictures that are not known to be stacked are kept whole, unless the user says that they are stacks.
+            self.replay_buffer = self._make_memory(n_stack or (None if asked is FrameReplayBuffer else 1))
             self.replay_buffer_class = None  # SB3 would warn that it cannot know about n_steps
+        given = self.policy_kwargs, self.replay_buffer_kwargs
+        if self.fast:
+            self.policy_kwargs = _fuse(self.policy_kwargs)
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)  # SB3 writes into them, and they are the user's
         super()._setup_model()
+        self.policy_kwargs, self.replay_buffer_kwargs = given
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             self.replay_buffer_class = FrameReplayBuffer
             self._chose_memory = asked is None
@@ -150,9 +146,38 @@ class DQN(stable_baselines3.DQN):
         """How updates are computed: "fast" or "general"."""
         return "fast" if self.fast else "general"
 
+    def _check_switches(self) -> None:
+        """Check that the switches fit each other and the policy.
+
+        Raises:
+            RequestError: they do not.
+        """
+        if self.actor_priorities and not self.prioritized:
+            raise RequestError("actor_priorities needs prioritized=True")
+        if not 0 <= self.importance_exponent <= 1:
+            raise RequestError(f"importance_exponent is {self.importance_exponent}; it is from 0 to 1")
+        ladder = self.epsilon_ladder
+        if ladder is not None and not (len(ladder) == 2 and 0 <= ladder[0] <= 1 <= 1 + ladder[1]):
+            raise RequestError(f"epsilon_ladder is {ladder}; it is a base from 0 to 1 and an exponent from 0")
+        if self.dueling != (self.policy_class in POLICIES.values()):
+            raise RequestError(
+                f"dueling is {self.dueling}, and the policy {self.policy_class.__name__}; a model that was made with"
+                f" dueling={not self.dueling} keeps it"
+            )
+        kept = self.replay_buffer_kwargs
+        if "priority_exponent" in kept:
+            raise RequestError("priority_exponent is no part of replay_buffer_kwargs; say prioritized=True beside it")
+        if kept.get("n_steps", self.n_steps) != self.n_steps and self.replay_buffer_class is None:
+            raise RequestError(
+                f"n_steps is {self.n_steps}, and {kept['n_steps']} in replay_buffer_kwargs; leave it out there"
+            )
+
     def _make_memory(self, n_stack: int | None) -> FrameReplayBuffer:
         """Make a memory for single pictures."""
-        wanted = {"n_steps": self.n_steps, "gamma": self.gamma, "n_stack": n_stack or 1, **self.replay_buffer_kwargs}
+        own = {"n_steps": self.n_steps, "gamma": self.gamma}
+        wanted = {**own, "n_stack": n_stack, **self.replay_buffer_kwargs}
+        if self.n_steps > 1:  # as in SB3; 1 may be the default beside a class that was asked for with its own
+            wanted |= own
         if self.prioritized:
             wanted["priority_exponent"] = self.priority_exponent
         return FrameReplayBuffer(
@@ -165,18 +190,37 @@ class DQN(stable_baselines3.DQN):
             **wanted,
         )
 
-    def _find_stack(self) -> int | None:
-        """Return how many pictures an observation stacks; None if it is not known to be a stack."""
-        space, env = self.observation_space, self.env
-        if not isinstance(space, spaces.Box) or space.shape is None or len(space.shape) != 3:
-            return None
-        while isinstance(env, VecEnv):
-            if isinstance(env, WholeVecEnv):
-                return int(space.shape[0])
-            if isinstance(env, VecFrameStack):
-                return int(space.shape[0]) if space.shape[0] == env.stacked_obs.n_stack else None
-            env = getattr(env, "venv", None)
-        return None
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """As SB3's; rows that waited for the priorities of actors, which are not saved, get the largest so far.
+
+        Raises:
+            RequestError: the memory has no priorities and needs them, or has some that nobody would follow.
+        """
+        before = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        try:
+            self._check_memory()
+        except RequestError:
+            self.replay_buffer = before
+            raise
+        self.acting.clear()
+        memory = self.replay_buffer
+        if isinstance(memory, FrameReplayBuffer) and memory.priorities is not None:
+            memory.let_go(min(memory.n_steps, memory.adds))
+
+    def _check_memory(self) -> None:
+        """Check that the replay memory, which may come from a file or from anybody, fits `prioritized`.
+
+        Raises:
+            RequestError: it does not.
+        """
+        memory = self.replay_buffer
+        has = isinstance(memory, FrameReplayBuffer) and memory.priorities is not None
+        if has != self.prioritized:
+            raise RequestError(
+                f"prioritized is {self.prioritized}, and the replay memory, a {type(memory).__name__}, has"
+                f" {'' if has else 'no '}priorities; load one that was saved by a model with the same switch"
+            )
 
     def predict(
         self,
@@ -198,24 +242,40 @@ class DQN(stable_baselines3.DQN):
         explores = np.random.rand(len(first)) < self.epsilons(len(first))
         if explores.all() and not self._keeps:
             return np.array([self.action_space.sample() for _ in explores]), state
-        if self._keeps or self.fast:
-            actions = self._decide(observation)
+        if self._keeps or (self.fast and self._decides_greedily()):
+            actions, state = self._decide(observation, state, episode_start)
         else:
             actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         for index in np.flatnonzero(explores):
             actions[index] = self.action_space.sample()
         return actions, state
 
+    def _decides_greedily(self) -> bool:
+        """Whether the policy takes the action of the largest Q value: one of a user's own may do otherwise."""
+        policy = self.policy
+        return (
+            getattr(policy.predict, "__func__", None) is DQNPolicy.predict
+            and getattr(policy._predict, "__func__", None) is DQNPolicy._predict
+            and type(self.q_net) in (QNetwork, DuelingQNetwork)
+        )
+
     @torch.no_grad()
-    def _decide(self, observation: NDArray[Any] | dict[str, NDArray[Any]]) -> NDArray[Any]:
-        """Return the actions of the largest Q values, (n_envs,)."""
+    def _decide(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None,
+        episode_start: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Return the policy's actions, (n_envs,), and keep the Q values where they are wanted."""
         self.policy.set_training_mode(False)
         tensor, _ = self.policy.obs_to_tensor(observation)
         q_values = self.q_net(self._lay_out(tensor))
         if self._keeps:
             self._q_values = q_values
+        if not self._decides_greedily():
+            return self.policy.predict(observation, state, episode_start, deterministic=False)
         actions: NDArray[Any] = q_values.argmax(dim=1).reshape(-1).cpu().numpy()
-        return actions
+        return actions, state
 
     def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Decide on the actions of a step of the training; a callback's `predict` keeps nothing."""
@@ -292,6 +352,9 @@ class DQN(stable_baselines3.DQN):
         Raises:
             RequestError: the memory has no room for the n steps that actors' priorities wait for.
         """
+        if self.replay_buffer is None:  # of a run that was loaded to be looked at
+            self.replay_buffer = self._make_memory(self.n_stack or 1)
+        self._check_memory()
         memory = self.replay_buffer
         if self.actor_priorities and isinstance(memory, FrameReplayBuffer) and memory.buffer_size <= memory.n_steps:
             raise RequestError(
@@ -408,8 +471,11 @@ class DQN(stable_baselines3.DQN):
         nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
     def _lay_out(self, images: Any) -> Any:
-        """Return a batch in the layout that is computed in: channels_last where `fast`; of pictures alone."""
-        if self.fast and isinstance(images, Tensor) and images.ndim == 4:
+        """Return a batch in the layout that is computed in: channels_last where `fast` and SB3's NatureCNN take it.
+
+        coordrl's extractors see to that themselves, and anybody's own may not take it.
+        """
+        if self.fast and isinstance(images, Tensor) and isinstance(self.q_net.features_extractor, NatureCNN):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 

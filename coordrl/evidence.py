@@ -27,6 +27,7 @@ from coordrl.plan import (
     choose_control,
     known_references,
     read_plan,
+    recipe_copy,
 )
 from coordrl.record import Run, read_run
 from coordrl.results import WINDOW, RunFolder, Spec, find_runs
@@ -50,11 +51,27 @@ class Evidence:
     runs: Mapping[tuple[Arm, str, int], Run]  # by arm, game and seed, every cell of the matrix
     notes: tuple[str, ...]  # what a reader should know about the folder, in sentences
     attempts: Mapping[str, int] = field(default_factory=dict)  # by cell's folder, if a launcher recorded them
+    recipes: tuple[str, ...] = ()  # agents whose recipes were given by their paths, and are kept beside the plan
 
     @property
     def missing(self) -> tuple[Run, ...]:
         """The runs without a result."""
         return tuple(run for run in self.runs.values() if run.final_return is None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every run came to its end, with a result or without."""
+        return all(run.state not in ("unfinished", "missing") for run in self.missing)
+
+    @property
+    def unplanned(self) -> tuple[Run, ...]:
+        """The runs that do not carry the plan's hash: nothing says that they were planned before they were made."""
+        return tuple(run for run in self.runs.values() if run.facts and run.facts.get("plan") is None)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the plan was there before all of its runs: else there are no verdicts."""
+        return self.planned and not self.unplanned
 
     def of(self, arm: Arm, game: str | None = None) -> list[Run]:
         """Return the runs of an arm, of one game or all, in the order of seeds."""
@@ -132,6 +149,7 @@ def read_evidence(out: Path) -> Evidence:
         runs={key: run for key, run in runs.items() if key[0] in seen},
         notes=tuple(_notes(plan, planned, list(runs.values()), strangers)),
         attempts=count_attempts(out),
+        recipes=tuple(agent for agent in plan.agents if recipe_copy(out, agent).is_file()),
     )
 
 
@@ -245,7 +263,9 @@ def _notes(plan: Plan, planned: bool, runs: Sequence[Run], strangers: int) -> li
     notes = []
     alone = sum(run.facts.get("plan") is None for run in runs if run.facts)
     if planned and alone:
-        notes.append(f"{_runs(alone)} without the plan's hash: started one by one, with the same spec.")
+        notes.append(
+            f"{_runs(alone)} without the plan's hash: begun one by one, with the same spec, so nobody can say that they were planned before."
+        )
     if strangers:
         notes.append(f"{_runs(strangers)} in the folder beside the plan's own: not part of it, and not used.")
     odd = [run for run in runs if run.state == "finished" and run.note and run.final_return is not None]

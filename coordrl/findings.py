@@ -89,6 +89,17 @@ class PairFinding:
     settled: bool  # whether the verdict may be rested on: planned, a complete matrix, and not too few seeds
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The games that the aggregates are not over."""
+        return tuple(game.game for game in self.by_game if game.game not in self.games)
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """How many results each side has in the game with the fewest that can be tested; None if none can be."""
+        every = ((len(game.treatment.values), len(game.control.values)) for game in self.by_game)
+        return min((sizes for sizes in every if min(sizes) > 1), key=sum, default=None)
+
+    @property
     def shown(self) -> str:
         """The verdict as a figure or a colour may show it: open where it is not settled."""
         return self.verdict if self.settled or self.verdict not in ("better", "worse") else "open"
@@ -134,7 +145,7 @@ def find(evidence: Evidence, *, resamples: int = stats.RESAMPLES) -> Findings:
     references = {game: plan.references[game] for game in plan.games if game in plan.references}
     unreferenced = tuple(game for game in plan.games if game not in references)
     agents = tuple(_find_agent(evidence, agent, references, resamples) for agent in plan.agents)
-    return Findings(evidence, _correct(agents, final=evidence.planned and not evidence.missing), unreferenced)
+    return Findings(evidence, _correct(agents, final=evidence.decided and not evidence.missing), unreferenced)
 
 
 def band(curves: Sequence[Array], steps: int) -> Band:
@@ -243,7 +254,7 @@ def _find_pair(
     verdict = "none"
     if differences:
         verdict = _verdict(differences["IQM"]) if len(seeds) > 1 else "few"
-    settled = evidence.planned and not evidence.missing and len(seeds) >= FEWEST
+    settled = evidence.decided and not evidence.missing and len(seeds) >= FEWEST
     return PairFinding(
         treatment, control, seeds, games, differences, area, improvement, by_game, verdict, 0, None, None, settled
     )
@@ -292,9 +303,8 @@ def _correct(agents: tuple[AgentFinding, ...], *, final: bool) -> tuple[AgentFin
         return replace(game, corrected=p, smallest=smallest, verdict=verdict)
 
     def judge_pair(pair: PairFinding) -> PairFinding:
-        sizes = min(((len(game.treatment.values), len(game.control.values)) for game in pair.by_game), key=sum)
         smallest = smallest_p = None
-        if min(sizes) > 1:
+        if sizes := pair.sizes:
             smallest = stats.smallest_effect(*sizes, alpha=ALPHA / n_tests, power=POWER)
             smallest_p = stats.smallest_p_value(*sizes)
         by_game = tuple(judge(game) for game in pair.by_game)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from coordrl.attempts import count_attempts, record_end, record_start
 from coordrl.backends import LOST, Backend, Job, Work
 from coordrl.errors import RequestError
 from coordrl.files import load_json, open_own
-from coordrl.plan import Cell, Plan
+from coordrl.plan import PLAN_FILE, Cell, Plan, recipe_copy
 from coordrl.results import RunFolder, Spec
 
 POLL_SECONDS = 0.2
 BUSY_SECONDS = 5.0  # another process still holds the run's folder: most often one that is ending
 GRACE_SECONDS = 60.0  # for the workers to write a checkpoint when the launcher is stopped
 _DIVERGED, _BUSY, _REQUEST = 70, 75, 2
+_LONGEST = 200  # bytes of a log's name, for file systems that take 255
 _TAIL = 1 << 16  # bytes from a log's end that hold its last row
 
 
@@ -73,6 +75,12 @@ def survey(plan: Plan, out: Path) -> list[CellState]:
                 raise RequestError(
                     f"{folder.path} holds another run than the plan's: {'; '.join(differences)}. Use another --out"
                 )
+            theirs = folder.fact("plan")
+            if theirs not in (None, *plan.hashes):  # a report would refuse it, after all the others were trained
+                raise RequestError(
+                    f"{folder.path} belongs to the plan {ascii(theirs)[:60]}, and this one is {plan.hash}; runs of two plans are"
+                    f" never mixed. Put back the {PLAN_FILE} that it was made with, or use another --out"
+                )
         state = CellState(cell, folder, attempts=attempts.get(cell.folder, 0))
         if folder.is_finished(cell.spec):
             state.state = "done"
@@ -82,9 +90,17 @@ def survey(plan: Plan, out: Path) -> list[CellState]:
     return states
 
 
-def recipe_copy(out: Path, agent: str) -> Path:
-    """Return where a plan's copy of a recipe that was given by its path lies."""
-    return out / "compare" / "recipes" / f"{agent}.toml"
+def log_file(out: Path, folder: str) -> Path:
+    """Return where what a run's command prints goes.
+
+    Args:
+        out: the folder of all runs.
+        folder: the run's below it, with forward slashes.
+    """
+    name = folder.replace("/", "--")
+    if len(name.encode()) > _LONGEST:  # a recipe's name may be as long as a file's, and the log's holds more than that
+        name = f"{name.encode()[:_LONGEST].decode(errors='ignore')}--{zlib.crc32(folder.encode()):08x}"
+    return out / "compare" / "logs" / f"{name}.log"
 
 
 def train_words(plan: Plan, cell: Cell, out: Path) -> list[str]:
@@ -172,7 +188,7 @@ class Launcher:
     def _start(self, state: CellState) -> None:
         state.slot = self._free.pop(0)
         state.checkpoint = newest_checkpoint(state.folder)
-        log = self.out / "compare" / "logs" / (state.cell.folder.replace("/", "--") + ".log")
+        log = log_file(self.out, state.cell.folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         words = (*train_words(self.plan, state.cell, self.out), *self._more_words)
         state.attempts += 1
@@ -315,7 +331,7 @@ def _describe_exit(code: int) -> str:
 
 def _last_line(out: Path, name: str) -> str:
     """Return the last line of a cell's log."""
-    log = out / "compare" / "logs" / (name.replace("/", "--") + ".log")
+    log = log_file(out, name)
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

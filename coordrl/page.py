@@ -93,7 +93,7 @@ class Page:
         """The report in a line or two, for the terminal."""
         partial = bool(self.evidence.missing)
         lines = [
-            f"{pair.treatment.agent}: {words.headline(pair, partial=partial)}"
+            f"{pair.treatment.agent}: {words.headline(pair, partial=partial, ended=self.evidence.ended)}"
             for section in self.sections
             for pair in section.finding.pairs
         ]

@@ -250,6 +250,11 @@ def make_plan(
     )
 
 
+def recipe_copy(out: Path, agent: str) -> Path:
+    """Return where a plan's copy of a recipe that was given by its path lies."""
+    return out / "compare" / "recipes" / f"{agent}.toml"
+
+
 def choose_control(extractors: Sequence[str]) -> str:
     """Return the extractor that the others are compared with: `nature`, else `pool`, else the first."""
     return next((name for name in _CONTROLS if name in extractors), extractors[0])
@@ -287,8 +292,8 @@ def read_plan(out: Path) -> Plan:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise RequestError(
-            f"{file} cannot be read: {type(error).__name__}: {error}. Restore it from a copy; or move it away and give the"
-            " same coordrl compare command: the runs stay as they are"
+            f"{file} cannot be read: {type(error).__name__}: {error}. Restore it from a copy; or, if no seeds were added since"
+            " it was first written, move it away and give the same coordrl compare command: the runs stay as they are"
         ) from error
     if written != found:
         raise RequestError(

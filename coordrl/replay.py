@@ -8,6 +8,7 @@ batch is the same, too.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -23,6 +24,7 @@ from coordrl.footprint import check_memory, frames_needed
 from coordrl.sumtree import SumTree, TreePart
 
 SMALLEST_PRIORITY = 1e-6  # added to |TD error|, so that nothing is never drawn again (Schaul et al. 2016, section 3.3)
+_MANY = 100  # transitions whose loss is worth a warning, if they are a tenth as well
 
 
 class Draw(NamedTuple):
@@ -40,7 +42,8 @@ class FrameReplayBuffer(ReplayBuffer):
     An observation that goes on from the one before adds one picture; one that does not (a game's first) adds its
     stack, in which pictures that repeat count once. So it takes any observations, and is small where they are stacks.
     It has room for a twenty-fourth more pictures than transitions: for games of 48 steps on the average, if they begin
-    with blank pictures and one more. Where more come, the oldest transitions are lost early; `lost` says how many.
+    with blank pictures and one more. Where more come, the oldest transitions are lost early; `lost` says how many, and
+    a tenth of them is warned of.
 
     n-step returns (Sutton 1988) are made at sampling: never across the end of an episode, and cut at the newest
     transition, from where they bootstrap.
@@ -114,6 +117,8 @@ class FrameReplayBuffer(ReplayBuffer):
         self.max_priority = 1.0  # of |TD error| so far: what a new transition gets
         self._oldest = np.zeros(n_envs, dtype=np.int64)  # the first row of each environment whose pictures are all here
         self._last: NDArray[Any] | None = None  # the next observations of the newest row, (n_envs, ...)
+
+    _warned = False  # of transitions that are lost
 
     def reset(self) -> None:
         """Forget everything."""
@@ -287,15 +292,28 @@ class FrameReplayBuffer(ReplayBuffer):
     def _lose(self) -> None:
         """Leave out transitions that were overwritten, or whose pictures were."""
         np.maximum(self._oldest, self.adds - self.buffer_size, out=self._oldest)
+        before = self._oldest.copy()
         while True:
             rows = self._oldest % self.buffer_size
             first = self.references[rows, self._all_envs, 0, 0]
             lost = (first < self.written - self.capacity) & (self._oldest < self.adds)
             if not lost.any():
-                return
+                break
             if self.priorities is not None:
                 self.priorities.set(self._places(rows[lost], self._all_envs[lost]), 0.0)
             self._oldest[lost] += 1
+        if not self._warned and (self._oldest > before).any() and self.lost > max(self.transitions / 10, _MANY):
+            self._warned = True
+            mend = "give it a larger buffer_size, or use SB3's own"
+            if self.n_stack > 1:
+                mend = (
+                    f"give it n_stack=1 where observations are no stacks of {self.n_stack} pictures on their first axis"
+                )
+            warnings.warn(
+                f"the replay memory has no room for {self.lost:,} of its {self.transitions:,} transitions: more pictures"
+                f" come than stacks and games of 48 steps bring; {mend}",
+                stacklevel=3,
+            )
 
     def _places(self, rows: NDArray[np.int64], envs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the places of transitions in the sum tree."""
@@ -422,12 +440,13 @@ class FrameReplayBuffer(ReplayBuffer):
         self.priorities.set(self._places(newest, self._all_envs), 0.0)
 
     def let_go(self, count: int) -> None:
-        """Give the newest `count` rows, which were held back, the largest priority so far."""
+        """Give those of the newest `count` rows that were held back the largest priority so far."""
         assert self.priorities is not None
         rows = (self.pos - 1 - np.arange(count)) % self.buffer_size
         places = (rows[:, None] * self.n_envs + self._all_envs).flatten()
         here = self.whole(np.repeat(rows, self.n_envs), np.tile(self._all_envs, count))
-        self.priorities.set(places[here], self.max_priority ** (self.priority_exponent or 0.0))
+        held = places[here & (self.priorities.get(places) == 0)]
+        self.priorities.set(held, self.max_priority ** (self.priority_exponent or 0.0))
 
     def put_priorities(self, first: int, priorities: NDArray[np.float64], largest: float) -> None:
         """Give the rows from `first` on, counted from the very first one, priorities that another memory computed.

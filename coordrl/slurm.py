@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from coordrl.launch import train_words
 from coordrl.plan import Plan
 from coordrl.process import module_environment
 
+_BESIDE = 4  # GiB for all but the replay memory
+
 _SCRIPT = """\
 #!/usr/bin/env bash
 # All {count} runs of plan {hash}, one array task each. Submit it with: sbatch {name}
@@ -19,7 +22,7 @@ _SCRIPT = """\
 #SBATCH --job-name=coordrl-{hash}
 #SBATCH --array=0-{last}{limit}
 #SBATCH --cpus-per-task=1
-#SBATCH --mem=4G
+#SBATCH --mem={memory}G{gpu}
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output="{logs}/slurm-%a.log"
@@ -80,7 +83,16 @@ exit "$code"
 """
 
 
-def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_words: Sequence[str] = ()) -> Path:
+def write_script(
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int,
+    retries: int,
+    memory: int = 0,
+    on_gpu: bool = False,
+    more_words: Sequence[str] = (),
+) -> Path:
     """Write the array's script and return its path.
 
     Args:
@@ -88,6 +100,8 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         out: the folder of all runs, which every node has to see under the same path.
         workers: tasks at a time; 0 for as many as the cluster gives.
         retries: how often a task that crashed is queued again without a new checkpoint; a new one begins the count anew.
+        memory: bytes of the largest replay memory of a run.
+        on_gpu: each task asks for one.
         more_words: for `coordrl train`, beyond the plan's.
     """
     place = out.absolute()
@@ -101,6 +115,8 @@ def write_script(plan: Plan, out: Path, *, workers: int, retries: int, more_word
         name=shlex.quote(str(file)),
         last=len(runs) - 1,
         limit=f"%{workers}" if workers else "",
+        memory=_BESIDE + math.ceil(memory / 2**30),
+        gpu="\n#SBATCH --gres=gpu:1" if on_gpu else "",
         logs=str(logs).replace("%", "%%"),
         runs="\n".join(f"  {shlex.quote(words)}" for words in runs),
         folders="\n".join(f"  {shlex.quote(str(cell.path(place)))}" for cell in plan.runs),

@@ -32,7 +32,7 @@ def games_table(agents: Sequence[AgentFinding]) -> Table:
     """Return every comparison of every game."""
     header = (
         *("treatment", "control", "game", "n treatment", "n control", "mean treatment", "mean control"),
-        *("difference", "low", "high", "probability of improvement", "low", "high"),
+        *("difference", "low", "high", "probability of improvement", "improvement low", "improvement high"),
         *("p", "exact", "corrected p", "could see", "verdict"),
     )
     rows = []

@@ -81,8 +81,14 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
-def headline(pair: PairFinding, *, partial: bool) -> str:
-    """Answer the question in a few words."""
+def headline(pair: PairFinding, *, partial: bool, ended: bool = False) -> str:
+    """Answer the question in a few words.
+
+    Args:
+        pair: the comparison.
+        partial: cells of the matrix have no result.
+        ended: and no run will bring one.
+    """
     who, control = pair.treatment.extractor, pair.control.extractor
     if pair.verdict == "none" and any(game.verdict != "none" for game in pair.by_game):
         return f"{who} and {control} are compared game by game alone."
@@ -95,13 +101,17 @@ def headline(pair: PairFinding, *, partial: bool) -> str:
         return f"{who} lies {said} {control} in {counted(len(pair.seeds), 'seed')}, which are too few to rest on."
     if partial:
         said = {"better": "ahead of", "worse": "behind", "open": "not told apart from"}[pair.verdict]
-        return f"So far {who} is {said} {control}. The comparison is not finished: this is a look, not a verdict."
+        why = "Some runs ended without a result" if ended else "The comparison is not finished"
+        return f"{'' if ended else 'So far '}{who} is {said} {control}. {why}: this is a look, not a verdict."
     if pair.verdict == "open":
         return f"No difference between {who} and {control} is shown."
     if not pair.settled:
         said = {"better": "above", "worse": "below"}[pair.verdict]
-        return f"{who} lies {said} {control} in these runs, which nobody planned: a description, not a verdict."
-    return f"{who} ends {pair.verdict} than {control}."
+        return (
+            f"{who} lies {said} {control} in these runs, not all of which were planned: a description, not a verdict."
+        )
+    over = f" over {len(pair.games)} of {counted(len(pair.by_game), 'game')}" if pair.left_out else ""
+    return f"{who} ends {pair.verdict} than {control}{over}."
 
 
 def overall(pair: PairFinding, unit: str) -> list[str]:
@@ -127,6 +137,11 @@ def overall(pair: PairFinding, unit: str) -> list[str]:
         f"{over}, {gap} on a scale where 0 is random play and 1 is {unit}"
         f" (95 % interval {between(difference, 'signed')})."
     ]
+    if pair.left_out:
+        sentences.append(
+            f"{listed(pair.left_out)} {'is' if len(pair.left_out) == 1 else 'are'} not in it, for want of a complete seed, or of"
+            " scores of random and human play to scale by."
+        )
     if pair.verdict == "open":
         sentences.append(
             f"The interval holds 0: these runs fit a loss of {number(max(-difference.low, 0.0))} as well as a gain of"
@@ -225,25 +240,26 @@ def seeds_sentence(n_x: int, n_y: int, n_tests: int) -> str:
 
 def power_sentences(pair: PairFinding) -> list[str]:
     """Say what this number of seeds could have seen at all."""
-    sizes = [(len(game.treatment.values), len(game.control.values)) for game in pair.by_game]
-    n_x, n_y = min(sizes, key=sum)
-    if pair.smallest_p is None or pair.smallest is None:
+    if pair.sizes is None or pair.smallest_p is None or pair.smallest is None:
         return [
             "With fewer than two seeds an arm there is no test, and no difference of any size could have been seen."
         ]
+    n_x, n_y = pair.sizes
+    fewer = [game.game for game in pair.by_game if min(len(game.treatment.values), len(game.control.values)) < 2]
+    none = [f"In {listed(fewer)} an arm has fewer than two seeds, and there is no test."] if fewer else []
     test = "exact test" if n_x + n_y <= EXACT_SEEDS else f"test of {RESAMPLES:,} random arrangements"
     first = (
         f"With {n_x} against {n_y} seeds the smallest p value that one game's {test} can give is"
         f" {one_in(pair.smallest_p)}; corrected for {counted(pair.n_tests, 'test')}, {one_in(pair.smallest_p * pair.n_tests)}."
     )
     if math.isinf(pair.smallest):
-        return [first, seeds_sentence(n_x, n_y, pair.n_tests).capitalize()]
+        return [first, seeds_sentence(n_x, n_y, pair.n_tests).capitalize(), *none]
     second = (
         f"After the correction, one game's test finds a true difference of {pair.smallest:.1f} standard deviations"
         f" between seeds with a probability of {100 * POWER:.0f} %. A smaller one is usually missed. What that is in points of"
         " each game stands in the table, under “could see”."
     )
-    return [first, second]
+    return [first, second, *none]
 
 
 def partial_sentence(evidence: Evidence) -> str:
@@ -264,6 +280,26 @@ def partial_sentence(evidence: Evidence) -> str:
     )
 
 
+def unplanned(evidence: Evidence) -> str:
+    """Say which runs the plan does not vouch for."""
+    alone = len(evidence.unplanned)
+    return (
+        f"{counted(alone, 'run')} of {len(evidence.runs):,} {'was' if alone == 1 else 'were'} begun one by one and"
+        f" {'does' if alone == 1 else 'do'} not carry the plan's hash: nothing says that the question, the games, the"
+        " seeds and the tests were chosen before their results were seen. Read it as a description. A comparison with a"
+        " verdict has a folder of its own, whose runs coordrl compare begins."
+    )
+
+
+def carriers(evidence: Evidence) -> str:
+    """Say which runs carry the plan's hash."""
+    before = ", or that of a plan before" if evidence.plan.extensions else ""
+    alone = len(evidence.unplanned)
+    if not alone:
+        return f"each run carries it{before}"
+    return f"{alone:,} of {counted(len(evidence.runs), 'run')} {'does' if alone == 1 else 'do'} not carry it{before}"
+
+
 def criteria(plan: Plan) -> list[str]:
     """Say by what numbers the plan judges."""
     scale = "; ".join(
@@ -278,10 +314,18 @@ def criteria(plan: Plan) -> list[str]:
 
 
 def compare_command(evidence: Evidence, out: str) -> str:
-    """Return the command that makes the runs, or goes on with them."""
+    """Return the command that makes the runs, or goes on with them; agents given by path are taken from their copies.
+
+    Args:
+        evidence: the runs.
+        out: their folder, as commands name it.
+    """
     plan = evidence.plan
+    agents = [
+        agent if agent not in evidence.recipes else f"{out}/compare/recipes/{agent}.toml" for agent in plan.agents
+    ]
     words = [
-        *("python", "-m", "coordrl.compare", "--suite", plan.suite, "--agents", ",".join(plan.agents)),
+        *("python", "-m", "coordrl.compare", "--suite", plan.suite, "--agents", ",".join(agents)),
         *("--extractors", ",".join(plan.extractors), "--seeds", str(len(plan.seeds)), "--steps", str(plan.steps)),
         *("--protocol", plan.protocol, "--eval-every", str(plan.eval_every)),
         *("--eval-episodes", str(plan.eval_episodes), "--checkpoint-every", str(plan.checkpoint_every)),

@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"coordconv", "journal", "workers", "files", "sumtree", "footprint", "options"},
     {"vectors"},
-    {"extractors", "atari", "controls", "results", "coordinates", "significance"},
+    {"extractors", "atari", "controls", "results", "coordinates", "significance", "stacking"},
     {"plan", "attempts", "stats", "fast_network", "divided", "replay", "dueling", "arrays"},
     {"segments"},
     {"checkpoint"},
