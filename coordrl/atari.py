@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from itertools import starmap
 from typing import Any, final
 
 import numpy as np
@@ -86,7 +87,13 @@ class AtariVecEnv(WholeVecEnv):
             raise RequestError(f"num_threads is {num_threads}; it is at least 1, or None for one a core")
         if reseed_every is not None and not 1 <= reseed_every <= MAX_RESEED_EVERY:
             raise RequestError(f"reseed_every is {reseed_every}; it is from 1 to {MAX_RESEED_EVERY:,}, or None")
-        self._waiting = False
+        # The step under way: what was sent, and what has come back. Written inside one call of C code each, together
+        # with the sending and the receiving, so that Ctrl-C comes before both or after both: who believes that a step
+        # is under way when none is waits for ever, in C++, where no second Ctrl-C helps. (ale-py's own `send` and `recv`
+        # are Python around that code.)
+        self._sent: list[None] = []
+        self._strengths = np.ones(n_envs, dtype=np.float32)  # of paddles; none is analogue here
+        self._received: list[Any] = []
         self._ready = False  # reset at least once
         self._journal = None if reseed_every is None else Journal(n_envs, reseed_every)
         self._is_replaying = False  # on the way to a saved state: nothing is noted
@@ -113,9 +120,8 @@ class AtariVecEnv(WholeVecEnv):
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
-        if self._waiting:  # finish the step under way: the C++ queue would mix its results with the reset's
-            self._ale.recv()
-            self._waiting = False
+        if self._is_waiting():  # the C++ queue would mix the results of the step under way with the reset's
+            self._receive()
         given = None if self._seeds[0] is None else [seed for seed in self._seeds if seed is not None]
         seeds = None if given is None else np.array(given, dtype=np.int32)
         if self._journal is not None:
@@ -156,7 +162,7 @@ class AtariVecEnv(WholeVecEnv):
         Raises:
             RequestError: wrong shape, an action that the game does not have, or a step is under way already.
         """
-        if self._waiting:  # two threads would emulate one game, and step_wait would lag a step behind for ever
+        if self._is_waiting():  # two threads would emulate one game, and step_wait would lag a step behind for ever
             raise RequestError("step_async was called twice; call step_wait in between")
         if not self._ready:
             raise RequestError("the environments were never reset; call reset before the first step")
@@ -170,15 +176,15 @@ class AtariVecEnv(WholeVecEnv):
                 self._replaced[self._fire_stage == stage] = action
             self._fire_stage += self._fire_stage < len(_FIRE_SEQUENCE)
             sent = np.where(self._replaced > 0, self._replaced, sent)
-        self._ale.send(sent)
-        self._waiting = True
+        self._sent.clear()
+        self._received.clear()
+        self._sent.extend(starmap(self._ale.ale.send, ((sent, self._strengths),)))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Return observations, rewards, dones and infos of the step under way, in SB3's form."""
-        if not self._waiting:
+        if not self._is_waiting():
             raise RequestError("step_wait was called without step_async before it")
-        observations, scores, terminated, truncated, info = self._ale.recv()
-        self._waiting = False
+        observations, scores, terminated, truncated, info = self._receive()
         lives = info["lives"]  # after a game's end: already those of the next game
         game_over = terminated | truncated
         # As SB3: a count of 0 lives without a game over happens for a few frames in Qbert.
@@ -211,13 +217,22 @@ class AtariVecEnv(WholeVecEnv):
                     infos[index]["lives"] = int(self._lives[index])
         return observations, rewards, ends_episode, infos
 
+    def _is_waiting(self) -> bool:
+        """Whether a step is under way."""
+        return bool(self._sent) and not self._received
+
+    def _receive(self) -> Any:
+        """Wait for the results of the step under way."""
+        self._received.extend(starmap(self._ale.ale.recv, ((),)))
+        return self._received[0]
+
     def save_games(self) -> Games | None:
         """Return the state of the games between two steps; None without `reseed_every`.
 
         Raises:
             RequestError: a step is under way.
         """
-        if self._waiting:
+        if self._is_waiting():
             raise RequestError("save_games was called between step_async and step_wait; call it between two steps")
         if self._journal is None or not self._ready:
             return None
@@ -231,9 +246,8 @@ class AtariVecEnv(WholeVecEnv):
         """
         if self._journal is None:
             return super().load_games(games, on_step)
-        if self._waiting:
-            self._ale.recv()
-            self._waiting = False
+        if self._is_waiting():
+            self._receive()
         self._ready = False
         every = self._journal.reseed_every
         self._journal.load(games, len(self.action_meanings))
@@ -287,9 +301,8 @@ class AtariVecEnv(WholeVecEnv):
 
     def close(self) -> None:
         """Stop the emulator's threads; a second call does nothing."""
-        if self._waiting:
-            self._ale.recv()
-            self._waiting = False
+        if self._is_waiting():
+            self._receive()
         self._free()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
