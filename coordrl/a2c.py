@@ -46,7 +46,7 @@ class A2C(stable_baselines3.A2C):
         self.path = "general: nothing was learnt yet"
         self._network: FastNetwork | None = None
         self._division: Division | None = None
-        self._kept = False  # the network holds the activations of the whole rollout
+        self._kept: RolloutBuffer | None = None  # of whose whole rollout the network holds the activations
         self._loss: A2CLoss | None = None  # of the rollout, where its gradients are there already
         super().__init__(*args, **kwargs)
 
@@ -59,7 +59,7 @@ class A2C(stable_baselines3.A2C):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Play a rollout into the buffer; returns False if a callback asked to stop."""
-        self._kept, self._loss = False, None
+        self._kept, self._loss = None, None
         choose = (env, callback, rollout_buffer, n_rollout_steps)
         if self._network is None and self._choose_network(*choose) is None:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -76,17 +76,15 @@ class A2C(stable_baselines3.A2C):
         else:
             arguments = (self, network, env, callback, rollout_buffer, n_rollout_steps)
             went_on = fast_rollout.collect(*arguments, watch=not may_be_late(callback))
-        self._kept = went_on is True
+        self._kept = rollout_buffer if went_on is True else None
         return went_on is not False
 
     def train(self) -> None:
         """Make one update from the rollout buffer."""
-        if not self._kept or self._network is None or not self._is_kept(self._network):
+        if self._network is None or not self._is_kept(self._network):
             super().train()
             return
         loss = self._loss
-        for parameter, gradient in self._network.gradients.items():
-            parameter.grad = gradient
         if loss is None:
             loss = fast_rollout.gradients(
                 self._network,
@@ -95,18 +93,21 @@ class A2C(stable_baselines3.A2C):
                 vf_coef=self.vf_coef,
                 normalize_advantage=self.normalize_advantage,
             )
+        for parameter, gradient in self._network.gradients.items():
+            parameter.grad = gradient
         with one_thread() if self._division is not None else nullcontext():
             fast_rollout.update(self, loss)
-        self._kept, self._loss = False, None
+        self._kept, self._loss = None, None
 
     def _is_kept(self, network: FastNetwork) -> bool:
-        """Whether the activations are still those of the update: nobody has changed or frozen weights meanwhile.
+        """Whether the activations are still those of the update.
 
-        Nor has drawn from the rollout buffer, which puts its rows in another order.
+        Nobody has changed or frozen weights meanwhile, or changed the network in any other way; nor put another buffer
+        into the place of the one that was filled, or drawn from it, which puts its rows in another order.
         """
-        if self.rollout_buffer.generator_ready:
+        if self._kept is not self.rollout_buffer or self.rollout_buffer.generator_ready:
             return False
-        return not network.is_stale() and all(parameter.requires_grad for parameter in network.gradients)
+        return not network.is_stale(thorough=True) and network.belongs_to(self.policy)
 
     def _choose_network(
         self, env: VecEnv | None, callback: BaseCallback | None, buffer: RolloutBuffer, n_steps: int

@@ -19,6 +19,7 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from coordrl.errors import RequestError, suggest
 from coordrl.grids import Grid, coordinate_grid, grid_patches
@@ -356,7 +357,8 @@ def convert(module: nn.Module, which: Which = "first", *, with_radius: bool = Fa
         The model, or the new layer if `module` is a convolution itself.
 
     Raises:
-        RequestError: nothing was chosen, or a name is no convolution of the model.
+        RequestError: nothing was chosen, a name is no convolution of the model, or a convolution is a subclass with a
+            way to convolve of its own, under which the coordinates would not lie.
     """
     convolutions = dict(_convolutions("", module))
     chosen = _choose(convolutions, which)
@@ -402,11 +404,23 @@ def _choose(convolutions: dict[str, nn.Conv2d], which: Which) -> list[str]:
     if not chosen:
         raise RequestError(f"no Conv2d was chosen; this model has {names or 'none'}")
     for name in chosen:
+        if not _convolves_plainly(convolutions[name]):
+            raise RequestError(
+                f'"{name}" is a {type(convolutions[name]).__name__}, which convolves in its own way; choose others, by their'
+                " names"
+            )
         if isinstance(convolutions[name].weight, nn.UninitializedParameter):
             raise RequestError(
                 f'"{name}" is a lazy convolution without a size yet; run the model once, then convert it'
             )
     return chosen
+
+
+def _convolves_plainly(conv: nn.Conv2d) -> bool:
+    """Whether a layer computes what nn.Conv2d computes, and does not pad by itself, for example."""
+    kind = type(conv)
+    ways = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    return ways and not {"forward", "_conv_forward"} & vars(conv).keys()
 
 
 def _image_channels(conv: nn.Conv2d | nn.ConvTranspose2d, order: Sequence[str]) -> int:
@@ -456,6 +470,8 @@ def _is_plain(conv: nn.Conv2d, images: Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.float64)
         and conv.padding_mode == "zeros"
         and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch has no hints here
+        and not {"forward", "_conv_forward"} & vars(conv).keys()
     )
 
 

@@ -10,7 +10,7 @@ times faster so, and the function is the same up to rounding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, final
@@ -194,14 +194,19 @@ EXTRACTORS: dict[str, Extractor] = {
 }
 
 
-def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
+def policy_kwargs(
+    extractor: str = "coord", *, net_arch: Sequence[int] | Mapping[str, Sequence[int]] = (), **options: Any
+) -> dict[str, Any]:
     """Return `policy_kwargs` that put an extractor into any SB3 or sb3-contrib algorithm with a CnnPolicy.
 
-    Sets `net_arch=[]` as well: SB3 gives an empty one to NatureCNN itself alone, and any other extractor
-    would silently get two more layers of 64 units.
+    Sets `net_arch=[]` as well: SB3's A2C, PPO, DQN and their like give an empty one to NatureCNN itself alone, and any
+    other extractor would silently get two more layers of 64 units. Where the critic takes actions in (SAC, TD3, DDPG,
+    TQC) it needs layers after the extractor, or it could not tell in which states an action is good: pass
+    `net_arch=[256, 256]` there, or what the algorithm gives to NatureCNN.
 
     Args:
         extractor: a name of EXTRACTORS.
+        net_arch: layers after the extractor, in SB3's form.
         options: `features_dim` (512), `normalized_image` (False; True also sets `normalize_images=False`,
             for float images).
 
@@ -218,7 +223,7 @@ def policy_kwargs(extractor: str = "coord", **options: Any) -> dict[str, Any]:
     kwargs: dict[str, Any] = {
         "features_extractor_class": found.features_extractor_class,
         "features_extractor_kwargs": {**found.features_extractor_kwargs, **options},
-        "net_arch": [],
+        "net_arch": dict(net_arch) if isinstance(net_arch, Mapping) else [*net_arch],
     }
     if options.get("normalized_image"):
         kwargs["normalize_images"] = False

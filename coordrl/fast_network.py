@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -32,7 +33,9 @@ from coordrl.extractors import CoordNatureCNN
 from coordrl.grids import Geometry, grid_patches
 
 _CONVOLUTIONS = (0, 2, 4)  # of NatureCNN.cnn; the others are ReLU, and Flatten at the end
-_SAMPLES = 16  # numbers of a tensor that are looked at: changes through `.data` raise no version
+# Changes through `.data` raise no version, so numbers are looked at: all of what is copied here, and some of a large
+# tensor, which is used as it lies there.
+_ALL, _SAMPLES = 1 << 17, 16
 _SCALE = 1.0 / 255.0  # of an image's bytes, as SB3 scales them; part of the first convolution's weights here
 
 
@@ -81,13 +84,19 @@ def unsuitable(policy: ActorCriticPolicy) -> str | None:
         return f"the extractor is a {type(extractor).__name__}"
     if policy.device.type != "cpu":
         return f"the device is {policy.device}"
-    if not policy.share_features_extractor or len([*policy.mlp_extractor.parameters()]) > 0:
+    layers = policy.mlp_extractor
+    if not policy.share_features_extractor or len(layers.policy_net) + len(layers.value_net) > 0:
         return "there are layers between extractor and heads"
     if not isinstance(policy.action_space, spaces.Discrete) or policy.action_space.start != 0 or policy.use_sde:
         return "the actions are not numbered from 0"
     # SB3 scales what it takes for an image: binary planes, though bytes too, it feeds to the network as they are.
     if not policy.normalize_images or not is_image_space(policy.observation_space):
         return "the observations are no images of bytes from 0 to 255"
+    if type(policy.action_dist) is not CategoricalDistribution:
+        return f"actions are drawn from a {type(policy.action_dist).__name__}"
+    known = {id(parameter) for parameter in policy.parameters()}
+    if any(id(parameter) not in known for group in policy.optimizer.param_groups for parameter in group["params"]):
+        return "the optimizer has parameters that are not the policy's"
     return _changed(policy, extractor)
 
 
@@ -100,7 +109,8 @@ def _changed(policy: ActorCriticPolicy, extractor: nn.Module) -> str | None:
         return "a module has hooks"
     if any(part._backward_hooks or part._backward_pre_hooks for part in parts):
         return "a module has hooks"
-    if any(parameter._backward_hooks for parameter in policy.parameters()):
+    hooks_of_weights = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    if any(getattr(parameter, hooks, None) for parameter in policy.parameters() for hooks in hooks_of_weights):
         return "a weight has hooks"
     if _has_any_global_hook():  # type: ignore[no-untyped-call]  # torch has no hints here
         return "all modules have hooks"
@@ -232,7 +242,8 @@ class FastNetwork:
         image: shape of an observation, (channels, height, width).
         n_envs: observations in a forward pass.
         n_steps: forward passes whose activations are kept; one more has a place, for the last values.
-        gradients: where those of `parts.tensors()` are written to; by default memory of its own.
+        gradients: where those of `parts.tensors()` are written to; by default new memory for each backward pass, since
+            those of the one before may be kept by somebody, and are the parameters' own until the update.
     """
 
     def __init__(
@@ -258,10 +269,11 @@ class FastNetwork:
         self._hidden = torch.empty((samples, len(parts.linear[1])), dtype=dtype)
         self._outputs = torch.empty((samples, len(parts.action[1]) + 1), dtype=dtype)
         self._tensors = parts.tensors()
-        if gradients is None:
-            gradients = [torch.zeros_like(tensor.data) for tensor in self._tensors]
-        self.gradients: dict[Tensor, Tensor] = dict(zip(self._tensors, gradients, strict=True))
+        self._renews = gradients is None
+        found = gradients or [torch.empty_like(tensor.data) for tensor in self._tensors]
+        self.gradients: dict[Tensor, Tensor] = dict(zip(self._tensors, found, strict=True))
         self._read: list[tuple[int, int]] = []
+        self._whole: list[Tensor] = []
 
     def belongs_to(self, policy: ActorCriticPolicy) -> bool:
         """Whether this is the network of a policy as it is now; what can change its function is looked at anew."""
@@ -270,10 +282,12 @@ class FastNetwork:
         parts = read_parts(policy)
         return parts is not None and self.parts.is_same(parts)
 
-    def is_stale(self) -> bool:
-        """Whether the weights have changed since the last `refresh`."""
+    def is_stale(self, *, thorough: bool = False) -> bool:
+        """Whether the weights have changed since the last `refresh`; `thorough` sees every number, if it kept them."""
         if self._read != [(parameter._version, parameter.data_ptr()) for parameter in self._tensors]:
             return True
+        if thorough and self._whole:
+            return not all(torch.equal(kept, tensor) for kept, tensor in zip(self._whole, self._tensors, strict=True))
         return not torch.equal(self._sampled, self._sample())
 
     def _sample(self) -> Tensor:
@@ -281,8 +295,9 @@ class FastNetwork:
         return torch.cat(self._views)
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Read the weights anew, after an update."""
+    def refresh(self, *, keep: bool = False) -> None:
+        """Read the weights anew, after an update; `keep` a copy of all of them, where somebody may change some unseen."""
+        self._whole = [tensor.detach().clone() for tensor in self._tensors] if keep else []
         for conv in self._convolutions:
             conv.refresh()
         self._head = torch.cat([self.parts.action[0], self.parts.value[0]])
@@ -318,13 +333,15 @@ class FastNetwork:
 
     @torch.no_grad()
     def backward(self, d_logits: Tensor, d_values: Tensor) -> None:
-        """Give every parameter its gradient, `gradients` as well as `.grad`, from those of the outputs of a rollout.
+        """Compute `gradients` from those of the outputs of a rollout.
 
         Args:
             d_logits: (n_steps * n_envs, actions), by step.
             d_values: (n_steps * n_envs,).
         """
         samples = self.n_steps * self.n_envs
+        if self._renews:
+            self.gradients = {tensor: torch.empty_like(tensor.data) for tensor in self._tensors}
         hidden, flat = self._hidden[:samples], self._flat[:samples]
         d_outputs = torch.cat([d_logits, d_values[:, None]], dim=1)
         found: dict[Tensor, Tensor] = {}
@@ -347,8 +364,6 @@ class FastNetwork:
                 gradient = _through_relu(to_images, images)
         for parameter, value in found.items():
             self.gradients[parameter].copy_(value)
-        for parameter, value in self.gradients.items():
-            parameter.grad = value
 
     @torch.no_grad()
     def predict_values(self, observations: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -377,8 +392,8 @@ def make_network(policy: ActorCriticPolicy, n_envs: int, n_steps: int) -> FastNe
 
 
 def _some(tensor: Tensor) -> Tensor:
-    """Return a view of some of a dense tensor's numbers, (some,), in whatever layout it is."""
-    step = max(1, tensor.numel() // _SAMPLES)
+    """Return a view of a dense tensor's numbers, (some,), in whatever layout it is: of some, if it is large."""
+    step = 1 if tensor.numel() <= _ALL else tensor.numel() // _SAMPLES
     return tensor.as_strided((len(range(0, tensor.numel(), step)),), (step,))
 
 

@@ -33,8 +33,9 @@ from coordrl.workers import Memory
 class Orders:
     """What all parts need to know of a rollout."""
 
-    gamma: float
-    gae_lambda: float
+    gamma: float  # of the returns: the buffer's
+    bootstrap_gamma: float  # of what games that time cut off would have gone on to earn: the model's, as in SB3
+    gae_lambda: float  # the buffer's
     ent_coef: float
     vf_coef: float
     n_envs: int  # of all parts
@@ -72,7 +73,7 @@ class Player:
                 arrays.observations[step + 1] = np.asarray(new_obs)
                 arrays.actions[step], arrays.raw_rewards[step], arrays.dones[step] = actions, raw_rewards, dones
                 rewards = raw_rewards.copy()
-                bootstrap(network, orders.gamma, rewards, dones, infos)
+                bootstrap(network, orders.bootstrap_gamma, rewards, dones, infos)
                 all_infos.append(pack_infos(infos, arrays.finals[step]))
                 buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
                 starts = dones
@@ -186,12 +187,12 @@ class Division:
         self._arrays += [one.arrays for one in self._distant]
 
     def collect(self, model: A2C, callback: BaseCallback, buffer: RolloutBuffer) -> bool | None:
-        """Play a rollout, fill the buffer, and give every parameter its gradient; what `loss` is then of.
+        """Play a rollout, fill the buffer, and compute the network's gradients; what `loss` is then of.
 
         Returns whether to go on; None if a callback changed the weights, so that the gradients are not theirs.
         """
         with one_thread():
-            infos = self._play(model)
+            infos = self._play(model, buffer)
         self._fill(buffer)
         went_on = self._show(model, callback, buffer, infos)
         self.env.note_lives(infos[-1])
@@ -200,10 +201,15 @@ class Division:
         callback.on_rollout_end()
         return None if self.network.is_stale() else True
 
-    def _play(self, model: A2C) -> list[Infos]:
+    def _play(self, model: A2C, buffer: RolloutBuffer) -> list[Infos]:
         """Let all parts play; returns the infos of each step."""
         orders = Orders(
-            float(model.gamma), float(model.gae_lambda), float(model.ent_coef), float(model.vf_coef), self.env.num_envs
+            gamma=float(buffer.gamma),
+            bootstrap_gamma=float(model.gamma),
+            gae_lambda=float(buffer.gae_lambda),
+            ent_coef=float(model.ent_coef),
+            vf_coef=float(model.vf_coef),
+            n_envs=self.env.num_envs,
         )
         observations, starts = np.asarray(model._last_obs), model._last_episode_starts
         assert starts is not None

@@ -73,15 +73,18 @@ def collect(
     """Play a rollout that has started and fill the buffer, which is empty, as SB3's `collect_rollouts` does.
 
     Returns whether to go on; None if a callback changed the weights on the way or, where it is watched, the pictures
-    in the buffer at the end, so that the activations kept are not those of the update.
+    in the buffer, so that the activations kept are not those of the update.
     """
-    network.refresh()
+    network.refresh(keep=watch)
     changed = False
     observations = np.asarray(model._last_obs)
+    seen = np.empty_like(buffer.observations) if watch else None
     for step in range(n_steps):
         with torch.no_grad():
             logits, kept_values = network.forward(observations, step)
             drawn, log_probs = sample(logits)
+        if seen is not None:
+            seen[step] = observations
         values = kept_values.clone()  # the network's own memory is written again in the next rollout
         actions: NDArray[np.int64] = drawn.numpy()
         new_obs, rewards, dones, infos = env.step(actions)
@@ -109,21 +112,21 @@ def collect(
             return False
         if network.is_stale():
             changed = True
-            network.refresh()
+            network.refresh(keep=watch)
         model._update_info_buffer(infos, dones)
         bootstrap(network, model.gamma, rewards, dones, infos)
         starts = model._last_episode_starts
         assert starts is not None
-        buffer.add(observations, actions[:, None], rewards, starts, values, log_probs)
+        shown = np.asarray(model._last_obs)  # a callback may have put others there
+        buffer.add(shown, actions[:, None], rewards, starts, values, log_probs)
         observations = model._last_obs = np.asarray(new_obs)
         model._last_episode_starts = dones
     _, last_values = network.forward(observations, n_steps)
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
     # `dones` and `new_obs` are those of the last step, as in SB3; the values are of what came after it.
-    callback.update_locals({"n_steps": n_steps, "values": last_values[:, None]})
-    before = buffer.observations.copy() if watch else None
+    callback.update_locals({"n_steps": n_steps, "values": last_values.clone()[:, None]})
     callback.on_rollout_end()
-    if before is not None and not np.array_equal(buffer.observations, before):  # augmented, for one
+    if seen is not None and not np.array_equal(buffer.observations, seen):  # augmented, for one
         changed = True
     return None if changed else True
 
@@ -160,7 +163,7 @@ def gradients(
     normalize_advantage: bool,
     share: float = 1.0,
 ) -> A2CLoss:
-    """Compute the loss of a rollout, and give every parameter its gradient.
+    """Compute the loss of a rollout, and the network's gradients.
 
     Args:
         network: that has just played the rollout.

@@ -64,7 +64,7 @@ def watch(monkeypatch):
     """Keep the infos of an environment's emulator, which hold the frame numbers; the emulator stays the real one."""
 
     def _watch(env):
-        emulator, seen = env._ale, []
+        seen = []
 
         def keep_info(method):
             def call(*args, **kwargs):
@@ -74,8 +74,8 @@ def watch(monkeypatch):
 
             return call
 
-        for name in ("reset", "recv"):
-            monkeypatch.setattr(emulator, name, keep_info(getattr(emulator, name)))
+        for place, name in ((env._ale, "reset"), (env, "_receive")):
+            monkeypatch.setattr(place, name, keep_info(getattr(place, name)))
         return seen
 
     return _watch

@@ -201,7 +201,7 @@ def test_the_parts_of_the_gradient_add_up_to_that_of_the_whole_rollout(extractor
         for _ in range(3):
             assert model.collect_rollouts(env, callback, model.rollout_buffer, 5)
             assert model.path == "fast, divided over 2 processes"
-            found = [parameter.grad.clone().double() for parameter in model.policy.parameters()]
+            found = [model._network.gradients[parameter].double() for parameter in model.policy.parameters()]
             policy, buffer = build(AtariVecEnv("Breakout", 1, seed=0), extractor).policy, model.rollout_buffer
             policy.load_state_dict(model.policy.state_dict())
             policy = policy.double()
@@ -347,7 +347,7 @@ def compare_divided(updates: int) -> None:
         callback.init_callback(model)
         for _ in range(updates):
             model.collect_rollouts(env, callback, model.rollout_buffer, 5)
-            found = [parameter.grad.clone() for parameter in model.policy.parameters()]
+            found = [model._network.gradients[parameter].clone() for parameter in model.policy.parameters()]
             whole, buffer = make_network(model.policy, 4, 5), model.rollout_buffer
             assert isinstance(whole, FastNetwork)
             whole.refresh()
@@ -355,7 +355,7 @@ def compare_divided(updates: int) -> None:
                 whole.forward(buffer.observations[step], step)
             weights = {"ent_coef": 0.01, "vf_coef": 0.25, "normalize_advantage": False}
             loss = gradients(whole, buffer, **weights)
-            wanted = [parameter.grad for parameter in model.policy.parameters()]
+            wanted = [whole.gradients[parameter] for parameter in model.policy.parameters()]
             error = torch.stack([(mine - one).norm() for mine, one in zip(found, wanted, strict=True)]).norm()
             errors.append(float(error / torch.stack([one.norm() for one in wanted]).norm()))
             for mine, one in zip(model._loss[:3], loss[:3], strict=True):
