@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from torch import nn
@@ -464,7 +465,18 @@ class Meddler(BaseCallback):
         if self.what == "changes weights through .data" and self.locals["n_steps"] == 1:
             for parameter in self.model.policy.parameters():
                 parameter.data.mul_(1.2)
+        if self.locals["n_steps"] == 2:
+            self._meddle_in_a_step()
         return True
+
+    def _meddle_in_a_step(self) -> None:
+        policy: Any = self.model.policy
+        if self.what == "resets a filter through .data":
+            policy.features_extractor.cnn[0].weight.data[1] = 0.1
+        if self.what == "changes a picture in the buffer":
+            self.model.rollout_buffer.observations[0] = 7
+        if self.what == "shows another picture":
+            self.model._last_obs = self.model._last_obs // 2
 
     def _on_rollout_end(self) -> None:
         if self.what == "changes weights at the end":
@@ -475,6 +487,16 @@ class Meddler(BaseCallback):
             self.model.rollout_buffer.observations = self.model.rollout_buffer.observations[..., ::-1, :].copy()
         if self.what == "draws from the buffer":
             assert sum(len(batch.returns) for batch in self.model.rollout_buffer.get(3)) == 10
+        policy: Any = self.model.policy
+        if self.what == "resets a unit through .data":
+            policy.features_extractor.linear[0].weight.data[33] = 0.1
+        if self.what == "hooks the value head":
+            policy.value_net.register_forward_hook(lambda module, given, output: 2 * output)
+        if self.what == "hooks a weight":
+            policy.action_net.weight.register_hook(lambda gradient: 0 * gradient)
+        if self.what == "puts another buffer there":
+            self.model.rollout_buffer = copy.deepcopy(self.model.rollout_buffer)
+            self.model.rollout_buffer.returns += 1
         if self.what == "augments the pictures":
             self.model.rollout_buffer.observations[:, :, :, :20] = 0
         self.before = [parameter.detach().clone() for parameter in self.model.policy.parameters()]
@@ -490,6 +512,13 @@ class Meddler(BaseCallback):
         "augments the pictures",
         "turns the pictures upside down",
         "draws from the buffer",
+        "resets a filter through .data",
+        "resets a unit through .data",
+        "changes a picture in the buffer",
+        "shows another picture",
+        "hooks the value head",
+        "hooks a weight",
+        "puts another buffer there",
     ],
 )
 def test_an_update_heeds_what_a_callback_has_changed(what: str) -> None:
@@ -548,6 +577,57 @@ def test_a_head_without_a_bias_is_learnt() -> None:
     model.policy.action_net = nn.Linear(512, 3, bias=False)
     model.policy.optimizer = torch.optim.Adam(model.policy.parameters())
     assert model.learn(5).path == "general: a head has no bias"
+
+
+class Greedy(CategoricalDistribution):
+    """Takes the best action always."""
+
+    def sample(self) -> torch.Tensor:
+        return self.mode()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda policy: policy.value_net.weight.register_post_accumulate_grad_hook(lambda weight: None),
+            "a weight has hooks",
+        ),
+        (lambda policy: setattr(policy, "action_dist", Greedy(3)), "actions are drawn from a Greedy"),
+        (
+            lambda policy: policy.mlp_extractor.policy_net.append(nn.Tanh()),
+            "there are layers between extractor and heads",
+        ),
+        (
+            lambda policy: policy.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+            "the optimizer has parameters that are not the policy's",
+        ),
+    ],
+)
+def test_what_takes_no_weights_is_noticed_too(change: Any, reason: str) -> None:
+    model = A2C("CnnPolicy", Pictures(), seed=0, device="cpu")
+    change(model.policy)
+    assert model.learn(5).path == f"general: {reason}"
+
+
+def test_gradients_and_values_that_somebody_keeps_stay_what_they_were() -> None:
+    class Keep(BaseCallback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            found = [self.locals["values"], *(parameter.grad for parameter in self.model.policy.parameters())]
+            self.kept += [(tensor, tensor.clone()) for tensor in found if tensor is not None]
+
+    model, keep = A2C("CnnPolicy", Pictures(), seed=0, device="cpu"), Keep()
+    model.learn(20, callback=keep)
+    assert model.path == "fast"
+    assert len(keep.kept) == 4 + 3 * len([*model.policy.parameters()])
+    assert all(torch.equal(tensor, then) for tensor, then in keep.kept)
 
 
 def test_after_learning_the_rollout_buffer_is_as_sb3_leaves_it() -> None:

@@ -1249,3 +1249,32 @@ def test_every_game_constructs_and_steps(make, game):
 def test_make_emulators_refuses_a_misspelt_protocol():
     with pytest.raises(RequestError, match="no protocol"):
         make_emulators("Pong", 1, protocol="zoo", num_threads=1)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import numpy as np
+from coordrl import AtariVecEnv, DividedVecEnv
+
+kind, then = sys.argv[1:]
+env = AtariVecEnv("Breakout", 8, seed=0, num_threads=1) if kind == "one" else DividedVecEnv("Breakout", 8, seed=0, workers=2)
+env.reset()
+actions = np.ones(8, dtype=np.int64)
+for _ in range(5):
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        while True:
+            env.step(actions)
+    except KeyboardInterrupt:
+        env.step(actions) if then == "step" else env.reset()
+env.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["one", "divided"])
+@pytest.mark.parametrize("then", ["step", "reset"])
+def test_after_ctrl_c_in_mid_step_the_games_go_on(kind: str, then: str) -> None:
+    """Ctrl-C comes while C++ emulates, as good as always, and Python hears of it when the results are there."""
+    words = [sys.executable, "-c", INTERRUPTED, kind, then]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr

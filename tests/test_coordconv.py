@@ -503,6 +503,15 @@ def test_pruning_and_other_hooks_on_the_coordinate_half_take_effect() -> None:
     layer(images).sum().backward()  # the weight is made anew at each call
 
 
+def test_a_hook_of_all_modules_and_a_replaced_method_reach_the_coordinate_half_too() -> None:
+    layer = CoordConv2d(1, 2, 3)
+    images = torch.randn(2, 1, 6, 6)
+    with nn.modules.module.register_module_forward_hook(lambda module, given, output: output * 0):
+        assert not layer(images).any()
+    layer.coordinates.forward = lambda grid: torch.zeros(1, 2, 4, 4)  # type: ignore[method-assign]
+    torch.testing.assert_close(layer(images), layer.image(images))
+
+
 def test_a_parametrised_coordinate_half_is_used_as_it_is() -> None:
     layer = CoordConv2d(1, 2, 3)
     images = torch.randn(2, 1, 6, 6)
@@ -1070,6 +1079,21 @@ def test_a_choice_of_nothing_is_refused() -> None:
 def test_a_single_name_instead_of_a_list_is_refused(which: str) -> None:
     with pytest.raises(RequestError, match=rf'which is "{which}"; it is "first", "all", a list of names'):
         convert(Model(), which)
+
+
+class SamePadded(nn.Conv2d):
+    """Pads by itself, as image models' layers do."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(images, (1, 1, 1, 1)))
+
+
+def test_a_convolution_with_a_way_of_its_own_is_not_converted() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), SamePadded(2, 2, 3))
+    with pytest.raises(RequestError, match='"1" is a SamePadded, which convolves in its own way; choose others'):
+        convert(model, "all")
+    assert type(model[0]) is nn.Conv2d
+    assert isinstance(convert(model)[0], CoordConv2d)
 
 
 def test_a_lazy_convolution_has_to_be_run_before_it_is_converted() -> None:

@@ -241,6 +241,53 @@ class Late(BaseCallback):
         return self.act(self) is not False
 
 
+class Diagnose(BaseCallback):
+    """Makes a backward pass of its own when a rollout is over, and clears what it left."""
+
+    may_be_late = True
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy: Any = self.model.policy
+        observations = torch.from_numpy(np.asarray(self.model._last_obs))
+        policy.predict_values(observations).sum().backward()
+        policy.optimizer.zero_grad(set_to_none=False)
+
+
+def test_a_backward_pass_of_somebody_else_does_not_touch_the_update() -> None:
+    found = []
+    for callback in (None, Diagnose()):
+        with shared("Breakout") as env:
+            model = build(env)
+            model.learn(4 * 5 * 3, callback=callback)
+            assert model.path == "fast, divided over 2 processes"
+            found.append(torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_returns_are_discounted_by_the_buffers_numbers_as_in_sb3() -> None:
+    class Change(BaseCallback):
+        may_be_late = True
+
+        def _on_rollout_start(self) -> None:
+            self.model.gamma, self.model.rollout_buffer.gamma, self.model.rollout_buffer.gae_lambda = 0.9, 0.5, 1.0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.model.rollout_buffer
+            going_on = buffer.episode_starts[1:] == 0
+            wanted = buffer.rewards[:-1] + 0.5 * buffer.returns[1:]
+            assert going_on.any()
+            np.testing.assert_allclose(buffer.returns[:-1][going_on], wanted[going_on], rtol=1e-5, atol=1e-6)
+
+    with shared("Breakout") as env:
+        assert build(env).learn(40, callback=Change()).path == "fast, divided over 2 processes"
+
+
 def test_a_divided_rollout_is_what_its_actions_do_in_one_process() -> None:
     with shared("Breakout") as env:
         model, noted = build(env), []

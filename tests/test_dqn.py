@@ -14,12 +14,22 @@ import pytest
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+from stable_baselines3.dqn.policies import DQNPolicy
 
 import coordrl
 from coordrl.atari import AtariVecEnv
@@ -531,3 +541,179 @@ def test_its_signature_names_what_sb3s_takes_and_the_switches() -> None:
     theirs, ours = ([*inspect.signature(kind).parameters] for kind in (stable_baselines3.DQN, DQN))
     assert ours[: len(theirs)] == theirs
     assert {"double", "dueling", "prioritized", "fast"} <= set(ours)
+
+
+class Grid(gym.Env[Any, Any]):
+    """Random pictures, (channels, side, side) or the other way round; games of 1000 steps."""
+
+    def __init__(self, *shape: int, dtype: type[np.generic] = np.uint8) -> None:
+        self.observation_space = spaces.Box(0, 255 if dtype is np.uint8 else 1, shape, dtype)
+        self.action_space = spaces.Discrete(2)
+        self._time = 0
+
+    def _draw(self) -> NDArray[Any]:
+        space = self.observation_space
+        return self.np_random.uniform(0, float(space.high.max()), space.shape).astype(space.dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._draw(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._time += 1
+        return self._draw(), 1.0, self._time >= 1000, False, {}
+
+
+class Darken(VecEnvWrapper):
+    """Stands for a wrapper that changes observations: under it, a stack's pictures do not come again."""
+
+    def reset(self) -> Any:
+        return self.venv.reset() // 2
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations // 2, rewards, dones, infos
+
+
+@pytest.mark.parametrize(
+    ("make", "n_stack"),
+    [
+        (lambda: VecMonitor(VecFrameStack(DummyVecEnv([lambda: Grid(40, 40, 1)]), 4)), 4),
+        (lambda: VecNormalize(VecFrameStack(DummyVecEnv([lambda: Grid(1, 40, 40)]), 4, "first"), norm_obs=False), 4),
+        (lambda: VecFrameStack(VecTransposeImage(DummyVecEnv([lambda: Grid(40, 40, 1)])), 4), 4),
+        (lambda: Darken(VecFrameStack(DummyVecEnv([lambda: Grid(40, 40, 1)]), 4)), None),
+        (lambda: Darken(AtariVecEnv("Pong", 1, seed=0)), None),
+        (lambda: VecFrameStack(DummyVecEnv([lambda: Grid(40, 40, 3)]), 4), None),
+        (lambda: VecFrameStack(DummyVecEnv([lambda: Grid(4, 8, 8, dtype=np.float32)]), 4), None),  # along the last axis
+    ],
+)
+def test_observations_are_taken_for_stacks_only_where_the_environment_says_so(make: Any, n_stack: int | None) -> None:
+    env = make()
+    OPEN.append(env)
+    policy = "CnnPolicy" if env.observation_space.dtype == np.uint8 else "MlpPolicy"
+    memory = DQN(policy, env, device="cpu", buffer_size=300, learning_starts=10**6).learn(400).replay_buffer
+    if n_stack is None:
+        assert type(memory) is ReplayBuffer
+    else:
+        assert isinstance(memory, FrameReplayBuffer)
+        assert (memory.n_stack, memory.lost) == (n_stack, 0)
+
+
+def test_who_asks_for_the_memory_gets_the_stack_that_it_would_choose_itself() -> None:
+    env = DummyVecEnv([lambda: FrameStackObservation(Grid(40, 40), 4)])
+    arguments: dict[str, Any] = {"device": "cpu", "buffer_size": 100}
+    asked = DQN("CnnPolicy", env, replay_buffer_class=FrameReplayBuffer, **arguments).replay_buffer
+    whole = DQN("CnnPolicy", env, prioritized=True, **arguments).replay_buffer
+    assert isinstance(asked, FrameReplayBuffer)
+    assert isinstance(whole, FrameReplayBuffer)
+    assert (asked.n_stack, whole.n_stack) == (4, 1)
+
+
+def test_a_guess_that_loses_transitions_is_warned_of_once() -> None:
+    env = VecFrameStack(DummyVecEnv([lambda: Grid(10, 10, 3)]), 4)  # twelve channels, four pictures
+    arguments: dict[str, Any] = {"device": "cpu", "buffer_size": 1000, "learning_starts": 10**6}
+    model = stable_baselines3.DQN("MlpPolicy", env, replay_buffer_class=FrameReplayBuffer, **arguments)
+    with pytest.warns(UserWarning, match="give it n_stack=1 where observations are no stacks of 10 pictures") as said:
+        model.learn(1500)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("asked", [None, FrameReplayBuffer])
+def test_numbers_of_a_model_win_over_those_that_another_one_left_in_its_arguments(asked: Any) -> None:
+    shared: dict[str, Any] = {"handle_timeout_termination": True}
+    for n_steps, gamma in ((3, 0.99), (5, 0.9)):
+        model = DQN("MlpPolicy", Chain(), n_steps=n_steps, gamma=gamma, replay_buffer_kwargs=shared, device="cpu",
+                    replay_buffer_class=asked, prioritized=asked is not None)  # fmt: skip
+        memory: Any = model.replay_buffer
+        assert (memory.n_steps, memory.gamma) == (n_steps, gamma)
+    assert shared == {"handle_timeout_termination": True}
+    with pytest.raises(RequestError, match="n_steps is 1, and 3 in replay_buffer_kwargs; leave it out there"):
+        DQN("MlpPolicy", Chain(), replay_buffer_kwargs={"n_steps": 3}, device="cpu")
+
+
+class Masked(DQNPolicy):
+    """A policy of a user's own, which takes the first action always."""
+
+    def _predict(self, obs: Any, deterministic: bool = True) -> torch.Tensor:
+        return torch.zeros(len(obs), dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"fast": True}, {"fast": True, "prioritized": True, "actor_priorities": True}]
+)
+def test_a_policy_that_decides_otherwise_is_asked(switches: dict[str, Any]) -> None:
+    never = {"exploration_initial_eps": 0.0, "exploration_final_eps": 0.0, "learning_starts": 0}
+    model = DQN(Masked, make_vec_env("CartPole-v1", 2), seed=0, device="cpu", buffer_size=100, **never, **switches)
+    model.learn(60)
+    memory = model.replay_buffer
+    assert memory is not None
+    assert memory.actions.sum() == 0
+    assert model.predict(np.ones((50, 4), np.float32))[0].sum() == 0
+
+
+def test_fast_computes_with_an_extractor_that_wants_pictures_in_their_own_layout() -> None:
+    class Views(BaseFeaturesExtractor):
+        def __init__(self, space: spaces.Box) -> None:
+            super().__init__(space, 8)
+            self.conv, self.linear = torch.nn.Conv2d(4, 2, 8, 4), torch.nn.Linear(2 * 9 * 9, 8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.conv(images).view(len(images), -1))
+
+    env = VecFrameStack(DummyVecEnv([lambda: Grid(40, 40, 1)]), 4)
+    kwargs = {"features_extractor_class": Views}
+    model = DQN("CnnPolicy", env, fast=True, device="cpu", buffer_size=100, learning_starts=8, policy_kwargs=kwargs)
+    assert model.learn(40)._n_updates > 0
+
+
+def test_a_fast_model_is_loaded_with_the_arguments_that_it_was_made_with(tmp_path: Path) -> None:
+    given = {"net_arch": [8]}
+    DQN("MlpPolicy", Chain(), fast=True, policy_kwargs=given, device="cpu").save(tmp_path / "model")
+    loaded = DQN.load(tmp_path / "model", policy_kwargs=given, device="cpu")
+    assert loaded.policy.optimizer.defaults["fused"]
+    assert given == {"net_arch": [8]}
+
+
+@pytest.mark.parametrize(
+    ("made", "loaded", "complaint"),
+    [
+        ({}, {"dueling": True}, "a model that was made with dueling=False keeps it"),
+        ({"dueling": True}, {"dueling": False}, "a model that was made with dueling=True keeps it"),
+        ({}, {"importance_exponent": 7}, "importance_exponent is 7"),
+        ({}, {"epsilon_ladder": (9, 9)}, "epsilon_ladder is"),
+        ({}, {"replay_buffer_kwargs": {"priority_exponent": 0.5}}, "priority_exponent is no part of"),
+    ],
+)
+def test_switches_are_checked_when_a_model_is_loaded_too(
+    made: dict[str, Any], loaded: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    DQN("MlpPolicy", Chain(), device="cpu", **made).save(tmp_path / "model")
+    with pytest.raises(RequestError, match=complaint):
+        DQN.load(tmp_path / "model", device="cpu", **loaded)
+
+
+@pytest.mark.parametrize("prioritized", [True, False])
+def test_a_memory_that_does_not_fit_the_switch_is_refused_and_the_one_before_kept(
+    prioritized: bool, tmp_path: Path
+) -> None:
+    models = [DQN("MlpPolicy", Chain(), device="cpu", buffer_size=50, prioritized=one) for one in (True, False)]
+    mine, other = models if prioritized else models[::-1]
+    other.learn(20).save_replay_buffer(tmp_path / "memory")
+    before = mine.replay_buffer
+    with pytest.raises(RequestError, match=f"prioritized is {prioritized}, and the replay memory"):
+        mine.load_replay_buffer(tmp_path / "memory")
+    assert mine.replay_buffer is before
+    mine.replay_buffer = other.replay_buffer  # by hand
+    with pytest.raises(RequestError, match=f"prioritized is {prioritized}, and the replay memory"):
+        mine.learn(10)
+
+
+def test_rows_that_waited_for_actors_priorities_are_drawn_after_a_memory_was_loaded(tmp_path: Path) -> None:
+    switches: dict[str, Any] = {"prioritized": True, "actor_priorities": True, "n_steps": 3, "learning_starts": 0}
+    model = DQN("MlpPolicy", DummyVecEnv([chain] * 2), seed=0, device="cpu", buffer_size=400, **switches)
+    model.learn(60).save_replay_buffer(tmp_path / "memory")
+    model.load_replay_buffer(tmp_path / "memory")
+    memory: Any = model.replay_buffer
+    assert (memory.priorities.values[: memory.adds * 2] > 0).all()
+    model.learn(20)

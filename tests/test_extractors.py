@@ -15,7 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -276,6 +276,24 @@ def test_policy_kwargs_names_the_class_its_options_and_an_empty_net_arch() -> No
         "net_arch": [],
     }
     assert policy_kwargs("pool")["features_extractor_class"] is PoolCNN
+
+
+def test_layers_after_the_extractor_can_be_asked_for_where_the_critic_needs_them() -> None:
+    assert policy_kwargs("coord", net_arch=[256, 256])["net_arch"] == [256, 256]
+    env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=False, channel_first=True)
+    env.action_space = spaces.Box(-1, 1, (1,), np.float32)
+    for kind in (SAC, TD3):
+        arguments: dict[str, Any] = {"policy_kwargs": policy_kwargs("coord", net_arch=[256, 256], features_dim=32)}
+        model = kind("CnnPolicy", env, buffer_size=100, device="cpu", **arguments)
+        own = kind(
+            "CnnPolicy",
+            env,
+            buffer_size=100,
+            device="cpu",
+            policy_kwargs={"features_extractor_kwargs": {"features_dim": 32}},
+        )
+        layers, theirs = ([type(one) for one in of.critic.qf0] for of in (model, own))
+        assert layers == theirs  # SB3's own default for NatureCNN
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
