@@ -120,8 +120,7 @@ class AtariVecEnv(WholeVecEnv):
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
-        if self._is_waiting():  # the C++ queue would mix the results of the step under way with the reset's
-            self._receive()
+        self.drop_step()  # the C++ queue would mix its results with the reset's
         given = None if self._seeds[0] is None else [seed for seed in self._seeds if seed is not None]
         seeds = None if given is None else np.array(given, dtype=np.int32)
         if self._journal is not None:
@@ -217,6 +216,11 @@ class AtariVecEnv(WholeVecEnv):
                     infos[index]["lives"] = int(self._lives[index])
         return observations, rewards, ends_episode, infos
 
+    def drop_step(self) -> None:
+        """Let a step that is under way come to nothing, if one is."""
+        if self._is_waiting():
+            self._receive()
+
     def _is_waiting(self) -> bool:
         """Whether a step is under way."""
         return bool(self._sent) and not self._received
@@ -246,8 +250,7 @@ class AtariVecEnv(WholeVecEnv):
         """
         if self._journal is None:
             return super().load_games(games, on_step)
-        if self._is_waiting():
-            self._receive()
+        self.drop_step()
         self._ready = False
         every = self._journal.reseed_every
         self._journal.load(games, len(self.action_meanings))
@@ -301,8 +304,7 @@ class AtariVecEnv(WholeVecEnv):
 
     def close(self) -> None:
         """Stop the emulator's threads; a second call does nothing."""
-        if self._is_waiting():
-            self._receive()
+        self.drop_step()
         self._free()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:

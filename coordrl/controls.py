@@ -141,6 +141,10 @@ class ControlVecEnv(WholeVecEnv):
         self.reset_infos = [{} for _ in range(self.num_envs)]
         return self._show()
 
+    def drop_step(self) -> None:
+        """Let a step that is under way come to nothing, if one is."""
+        self._chosen = None
+
     def step_async(self, actions: NDArray[Any]) -> None:
         """Answer in each environment.
 

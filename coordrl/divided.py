@@ -279,6 +279,7 @@ class DividedVecEnv(WholeVecEnv):
             raise RequestError("step_async was called twice; call step_wait in between")
         self._check_open()
         sent = check_actions(actions, self.num_envs, len(self.action_meanings), self.game)
+        self.mine.drop_step()  # of a step that was interrupted
         self.mine.step_async(sent[self.slices[0]])
         for part, chosen in zip(self.parts, self.slices[1:], strict=True):
             part.step_async(sent[chosen])
@@ -296,6 +297,11 @@ class DividedVecEnv(WholeVecEnv):
         infos: Infos = [info for result in results for info in result[3]]
         self.note_lives(infos)
         return observations, rewards, dones, infos
+
+    def drop_step(self) -> None:
+        """Let a step that is under way come to nothing, if one is; the answers of other processes nobody waits for."""
+        self._waiting = False
+        self.mine.drop_step()
 
     def _check_open(self) -> None:
         """Refuse where the environments are closed."""

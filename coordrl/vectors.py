@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
 from coordrl.errors import ReplayError, RequestError
 from coordrl.journal import MAX_SEED, Games
@@ -72,6 +72,19 @@ class WholeVecEnv(VecEnv):
         seeds = spread_seed(seed, self.num_envs)
         self._seeds = [*seeds]
         return seeds
+
+    def step(self, actions: NDArray[Any]) -> VecEnvStepReturn:
+        """Take one step; after an interruption of it (Ctrl-C) the next one can be taken all the same."""
+        try:
+            return super().step(actions)
+        except Exception:
+            raise
+        except BaseException:
+            self.drop_step()
+            raise
+
+    def drop_step(self) -> None:
+        """Let a step that is under way come to nothing, if one is."""
 
     def save_games(self) -> Games | None:
         """Return the state of the games between two steps; None if it is not kept."""

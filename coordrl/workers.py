@@ -8,6 +8,7 @@ has no name: when the parent ends, whatever ended it, the worker ends within a s
 
 from __future__ import annotations
 
+import array
 import contextlib
 import json
 import mmap
@@ -25,6 +26,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from itertools import starmap
 from typing import Any, final
 
 from coordrl.errors import RequestError, ResumableError
@@ -70,52 +72,90 @@ class Memory:
         return self._fd
 
 
-class _Channel:
-    """Messages over a socket: JSON objects, and file descriptors with them."""
+class _Outgoing:
+    """A message on its way: what of it was sent is noted by the C code that sends it, so that Ctrl-C cannot part the two.
 
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._inbox = bytearray()  # what has come of the next message; an interruption loses nothing of it
+    (`sendall` would not do: it may raise for a signal when everything is sent.)
+    """
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send a message.
+    def __init__(self, number: int, message: Message, fds: Sequence[int]) -> None:
+        self.number = number
+        data = json.dumps({**message, "number": number}).encode()
+        self._data = memoryview(_HEADER.pack(len(data)) + data)
+        self._fds = array.array("i", fds)
+        self._sent: list[int] = []
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether some of it was sent."""
+        return bool(self._sent)
+
+    def send(self, end: socket.socket) -> None:
+        """Send the rest.
 
         Raises:
             ConnectionError: nobody listens any more.
         """
-        data = json.dumps(message).encode()
-        data = _HEADER.pack(len(data)) + data
-        sent = socket.send_fds(self._end, [data], fds) if fds else 0
-        self._end.sendall(data[sent:])
+        while (done := sum(self._sent)) < len(self._data):
+            rest = self._data[done:]
+            if done == 0 and self._fds:  # they go with the first byte
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, self._fds)]
+                self._sent.extend(starmap(end.sendmsg, (([rest], ancillary),)))
+            else:
+                self._sent.extend(starmap(end.send, ((rest,),)))
+
+
+class _Channel:
+    """Messages over a socket: JSON objects, each with a number, and file descriptors with them.
+
+    An interruption loses nothing: what has come is noted by the C code that receives it, and stays until `take`.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self._inbox: list[tuple[bytes, list[Any], int, Any]] = []  # as recvmsg returns them, of one message
 
     def receive(self, max_fds: int = 0) -> tuple[dict[str, Any], list[int]]:
-        """Wait for a message.
+        """Wait for a message and return it; again and again the same one, until it is taken.
 
         Raises:
             EOFError: the other end is closed, or what comes from it is no message.
         """
-        all_fds: list[int] = []
-        while len(self._inbox) < self._wanted():
+        room = socket.CMSG_LEN(max_fds * array.array("i").itemsize) if max_fds else 0
+        while (missing := self._wanted() - self._received()) > 0:
             try:
-                part, fds, _, _ = socket.recv_fds(self._end, self._wanted() - len(self._inbox), max_fds)
+                self._inbox.extend(starmap(self.end.recvmsg, ((missing, room),)))
             except ConnectionError as error:
                 raise EOFError from error
-            if not part:
+            if not self._inbox[-1][0]:
                 raise EOFError
-            self._inbox += part
-            all_fds += fds
         try:
-            message: dict[str, Any] = json.loads(bytes(self._inbox[_HEADER.size :]))
+            message: dict[str, Any] = json.loads(b"".join(part[0] for part in self._inbox)[_HEADER.size :])
         except ValueError as error:
             raise EOFError from error
+        fds = array.array("i")
+        for _, ancillary, _, _ in self._inbox:
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return message, [*fds]
+
+    def take(self) -> None:
+        """Be done with the message that was received."""
         self._inbox.clear()
-        return message, all_fds
+
+    def _received(self) -> int:
+        """Return how many bytes have come."""
+        return sum(len(part[0]) for part in self._inbox)
 
     def _wanted(self) -> int:
-        """Return how long the next message is, as far as that is known."""
-        if len(self._inbox) < _HEADER.size:
+        """Return how long the message is, as far as that is known."""
+        if self._received() < _HEADER.size:
             return _HEADER.size
-        size = int(_HEADER.unpack_from(self._inbox)[0])
+        head = self._inbox[0][0]
+        if len(head) < _HEADER.size:
+            head = b"".join(part[0] for part in self._inbox)
+        size = int(_HEADER.unpack_from(head)[0])
         if size > _MAX_BYTES:
             raise EOFError
         return _HEADER.size + size
@@ -170,7 +210,8 @@ class Worker:
         finally:
             its.close()
         self._channel = _Channel(mine)
-        self._asked = self._answered = 0  # requests are numbered, so that no answer is taken for another's
+        self._request = _Outgoing(0, {}, ())  # the last one; numbered, so that no answer is taken for another's
+        self._answered = 0  # the number of the last one that was
         self._forsaken = False  # the answer that comes is nobody's any more
         self._end = weakref.finalize(self, _end, mine, self._process)
         self._mine = mine
@@ -192,11 +233,8 @@ class Worker:
             raise RequestError(f"worker process {self.name} was closed; start another one")
         self.settle()
         self._forsaken = False
-        self._asked += 1
-        try:
-            self._channel.send({**message, "number": self._asked}, fds)
-        except ConnectionError as error:
-            raise self._lost() from error
+        self._request = _Outgoing(self._request.number + 1, message, fds)
+        self._send()
 
     def has_answered(self, seconds: float) -> bool:
         """Wait for the answer to the last request to begin to come, but not for long; says whether it does."""
@@ -209,20 +247,26 @@ class Worker:
             ResumableError: the worker has ended.
             Exception: what the worker raised, as itself where it is Python's or coordrl's own.
         """
-        assert self._answered < self._asked, "nothing was asked"
-        while self._answered < self._asked:
+        assert self._answered < self._request.number, "nothing was asked"
+        self._send()
+        while self._answered < self._request.number:
             try:
                 answer, _ = self._channel.receive()
             except EOFError:
                 raise self._lost() from None
-            self._answered = answer["number"]
+            # In this order: one that counts as given and was not taken is passed over here.
+            self._answered = max(self._answered, answer["number"])
+            self._channel.take()
         if "error" in answer:
             raise _revive(answer["error"])
         return answer
 
     def settle(self) -> None:
-        """Wait for the answer to the last request, if it has not been given; after `forsake`, whatever it is."""
-        if self._answered < self._asked:
+        """Wait for the answer to the last request, if it has not been given; after `forsake`, whatever it is.
+
+        One that was interrupted before anything of it was sent was never made.
+        """
+        if self._answered < self._request.number and self._request.is_begun:
             try:
                 self.answer()
             except ResumableError:
@@ -237,7 +281,9 @@ class Worker:
 
     def hang_up(self) -> None:
         """Let the worker end, and do not wait for it."""
-        if self._asked == 0:  # it may still be importing, for seconds, and hears of nothing before
+        if (
+            not self._request.is_begun and self._request.number <= 1
+        ):  # it may still be importing, for seconds, and hears of nothing before
             self._process.kill()
         self._mine.close()
 
@@ -245,6 +291,13 @@ class Worker:
         """End the worker; a second call does nothing."""
         self.hang_up()
         self._end()
+
+    def _send(self) -> None:
+        """Send what has not been sent of the last request."""
+        try:
+            self._request.send(self._channel.end)
+        except ConnectionError as error:
+            raise self._lost() from error
 
     def _lost(self) -> ResumableError:
         """Say how the worker ended."""
@@ -286,11 +339,12 @@ def serve(answer: Answer) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request, fds = channel.receive(_MAX_FDS)
+            channel.take()
             try:
                 found = answer(request, fds)
             except Exception as error:  # passed on, whatever it is
                 found = {"error": _describe(error)}
-            channel.send({**found, "number": request["number"]})
+            _Outgoing(request["number"], found, ()).send(channel.end)
 
 
 def _be_worker() -> None:
