@@ -250,3 +250,14 @@ def test_what_no_training_could_keep_is_refused_before_anything_is_made(
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "report", "evaluate", "board", "play"])
+def test_help_comes_to_its_end_however_narrow_the_terminal_is(command: str) -> None:
+    """tyro draws for ever, and takes all memory, where a box does not fit."""
+    words = [sys.executable, "-m", f"coordrl.{command}", "--help"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "COLUMNS": "3"}
+    )
+    assert done.returncode == 0
+    assert f"usage: coordrl {command}" in done.stdout

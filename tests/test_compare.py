@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from trainings import workers_of
 from coordrl.attempts import attempts_file, count_attempts, record_start
 from coordrl.backends import LocalBackend, Work
 from coordrl.compare import main
+from coordrl.files import write_json
 from coordrl.launch import Launcher, read_progress, survey, train_words
 from coordrl.plan import make_plan, read_plan, write_plan
 from coordrl.process import allowed_cores, available_memory
@@ -355,7 +357,53 @@ def test_a_recipe_of_ones_own_is_copied_beside_the_plan(tmp_path: Path) -> None:
     done = compare(f"--suite Pong --agents {recipe} --extractors nature --seeds 1 --steps 80", out)
     assert done.returncode == 0, done.stderr
     assert (out / "compare" / "recipes" / "mine.toml").read_text() == recipe.read_text()
+    copy = out / "compare" / "recipes" / "mine.toml"  # as a report's command names it
+    again = compare(f"--suite Pong --agents {copy} --extractors nature --seeds 1 --steps 80", out)
+    assert "1 of 1 runs done" in again.stderr
     assert (out / "zoo-v4" / "mine-nature" / "Pong" / "seed-0" / "result.json").exists()
+
+
+def test_runs_of_another_plan_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    first = make_plan("PlaceMatters", ["a2c-controls"], ["coord-pool"], 1, 80, overrides=["n_envs=2"], eval_every=0)
+    words = "--suite PlaceMatters,PlaceIsNoise --extractors coord-pool --seeds 1 --steps 80 --set n_envs=2"
+    (cell,) = first.runs
+    folder = RunFolder(cell.path(tmp_path))
+    folder.path.mkdir(parents=True)
+    write_json(folder.spec_file, {"spec": asdict(cell.spec), "plan": first.hash})
+    for more in ("--dry-run", ""):
+        done = compare(f"{words} {more}", tmp_path)
+        assert done.returncode == 2
+        assert f"belongs to the plan '{first.hash}', and this one is" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_what_the_report_will_not_say_is_said_before_time_is_spent(tmp_path: Path) -> None:
+    words = "--suite Enduro,Pong --extractors nature --seeds 1 --steps 80 --set n_envs=2 --backend slurm"
+    plan = make_plan("Enduro,Pong", ["a2c"], ["nature"], 1, 80, overrides=["n_envs=2"], eval_every=0)
+    folder = RunFolder(plan.runs[0].path(tmp_path))
+    folder.path.mkdir(parents=True)
+    write_json(folder.spec_file, {"spec": asdict(plan.runs[0].spec), "plan": None})
+    done = compare(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no scores of random and human play are known for Enduro: compared game by game there" in done.stderr
+    assert "1 of 2 runs were begun before the plan, so the report will describe and give no verdict" in done.stderr
+
+
+def test_the_slurm_script_asks_for_what_the_runs_need(tmp_path: Path) -> None:
+    words = "--suite Pong --agents dqn --extractors nature --seeds 1 --steps 80 --backend slurm --device cuda"
+    assert compare(f"{words} --set buffer_size=1_000_000", tmp_path).returncode == 0
+    text = (tmp_path / "compare" / "slurm.sh").read_text()
+    assert "#SBATCH --mem=11G\n#SBATCH --gres=gpu:1\n" in text
+
+
+@pytest.mark.slow
+def test_an_agent_with_a_name_as_long_as_a_files_is_compared(tmp_path: Path) -> None:
+    recipe = tmp_path / f"{'m' * 215}.toml"
+    recipe.write_text((Path(__file__).parent.parent / "agents" / "a2c.toml").read_text())
+    done = compare(f"--suite Pong --agents {recipe} --extractors nature --seeds 1 --steps 80 --set n_envs=2", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 runs done" in done.stderr
 
 
 def test_the_slurm_script_is_sound_and_each_of_its_tasks_makes_one_run(tmp_path: Path) -> None:

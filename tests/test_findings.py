@@ -158,7 +158,22 @@ def test_runs_without_a_plan_get_no_verdict() -> None:
     pair = only(find(replace(planned, planned=False)))
     assert only(find(planned)).shown == "better"
     assert pair.shown == "open"
-    assert "which nobody planned: a description, not a verdict" in words.headline(pair, partial=False)
+    assert "not all of which were planned: a description, not a verdict" in words.headline(pair, partial=False)
+
+
+def test_a_single_run_that_was_begun_before_the_plan_leaves_no_verdict() -> None:
+    planned = evidence_of(plan_of(6), [5.0] * 9)
+    key, run = next(iter(planned.runs.items()))
+    facts = {"plan": planned.plan.hash}
+    carried = {where: replace(one, facts=facts) for where, one in planned.runs.items()}
+    evidence = replace(planned, runs={**carried, key: replace(run, facts={"plan": None})})
+    assert only(find(replace(planned, runs=carried))).shown == "better"
+    pair = only(find(evidence))
+    assert pair.shown == "open"
+    assert {game.verdict for game in pair.by_game} == {"ahead"}
+    assert "not all of which were planned" in words.headline(pair, partial=False)
+    assert words.carriers(evidence) == "1 of 108 runs does not carry it"
+    assert words.unplanned(evidence).startswith("1 run of 108 was begun one by one and does not carry the plan's hash")
 
 
 def test_a_missing_cell_costs_its_seed_in_the_aggregates_and_nothing_else() -> None:
@@ -189,6 +204,37 @@ def test_runs_without_a_game_are_told_from_runs_that_did_not_finish() -> None:
     assert words.partial_sentence(alone).startswith(
         "1 run of 36 has no result: 1 finished no game. Nothing can be said"
     )
+
+
+def test_what_no_run_will_bring_is_not_called_unfinished() -> None:
+    plan = plan_of(6)
+    evidence = evidence_of(plan, [5.0] * 9)
+    key = (plan.runs[0].arm, plan.runs[0].spec.game, 0)
+    empty = replace(evidence, runs={**evidence.runs, key: replace(evidence.runs[key], final_return=None)})
+    assert empty.ended
+    said = words.headline(only(find(empty)), partial=True, ended=empty.ended)
+    assert said == "coord is ahead of nature. Some runs ended without a result: this is a look, not a verdict."
+    assert not evidence_of(plan, [5.0] * 9, without=[plan.runs[0].folder]).ended
+
+
+def test_a_game_with_one_seed_does_not_speak_for_the_others() -> None:
+    plan = plan_of(8)
+    without = [cell.folder for cell in plan.runs if cell.spec.game == "Pong" and cell.spec.seed and cell.arm == COORD]
+    pair = only(find(evidence_of(plan, [5.0] * 9, without=without)))
+    assert pair.sizes == (8, 8)
+    assert pair.smallest is not None
+    *first, last = words.power_sentences(pair)
+    assert first[0].startswith("With 8 against 8 seeds the smallest p value")
+    assert last == "In Pong an arm has fewer than two seeds, and there is no test."
+
+
+def test_a_verdict_over_some_of_the_games_says_so() -> None:
+    plan = plan_of(6)
+    some = {game: ends for game, ends in plan.references.items() if game not in ("Pong", "Qbert")}
+    pair = only(find(evidence_of(replace(plan, references=some), [5.0] * 9)))
+    assert pair.left_out == ("Pong", "Qbert")
+    assert words.headline(pair, partial=False) == "coord ends better than nature over 7 of 9 games."
+    assert any(sentence.startswith("Pong and Qbert are not in it") for sentence in words.overall(pair, "a human"))
 
 
 def test_nothing_finished_says_nothing() -> None:
@@ -278,6 +324,11 @@ def test_a_command_that_is_printed_can_be_typed(tmp_path: Path) -> None:
         "python -m coordrl.compare --suite atari9 --agents a2c --extractors nature,coord --seeds 2 --steps 1000"
         " --protocol zoo-v4 --eval-every 250000 --eval-episodes 10 --checkpoint-every 50000 --set gamma=0.9 --out 'my runs'"
     )
+
+
+def test_a_printed_command_names_the_copies_of_recipes_that_were_given_by_path() -> None:
+    evidence = replace(evidence_of(plan_of(2), [0.0] * 9), recipes=("a2c",))
+    assert " --agents runs/compare/recipes/a2c.toml --extractors" in words.compare_command(evidence, "runs")
 
 
 @pytest.mark.parametrize("what", ["unplanned", "unfinished"])

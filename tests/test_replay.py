@@ -158,6 +158,7 @@ def test_n_step_returns_are_those_computed_by_hand() -> None:
     assert torch.equal(batch.next_observations, single.next_observations)
 
 
+@pytest.mark.filterwarnings("ignore:the replay memory has no room")  # it has not, and that is the test
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_games_of_a_step_lose_the_oldest_transitions_and_never_mix(n_envs: int) -> None:
     buffer = FrameReplayBuffer(600, IMAGES, ACTIONS, "cpu", n_envs, priority_exponent=0.6)
@@ -389,6 +390,7 @@ def test_colours_are_no_stack_of_pictures_and_lose_nothing() -> None:
         np.testing.assert_array_equal(found, images[first : first + 200])
 
 
+@pytest.mark.filterwarnings("ignore:the replay memory has no room")  # it has not, and that is the test
 def test_games_that_begin_with_blank_pictures_take_two_for_it_and_the_memory_says_what_it_lost() -> None:
     def play(length: int) -> FrameReplayBuffer:
         space = spaces.Box(0, 255, (4, 8, 8), np.uint8)

@@ -156,6 +156,13 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def test_no_column_of_a_table_is_there_twice(report: Path) -> None:
+    for file in (report / "tables").glob("*.csv"):
+        with file.open(encoding="utf-8", newline="") as opened:
+            header = next(csv.reader(opened))
+        assert len(set(header)) == len(header), file.name
+
+
 def test_the_tables_hold_what_the_runs_hold(report: Path, runs: Path) -> None:
     table = rows(report / "tables" / "runs.csv")
     assert len(table) == 12
@@ -397,6 +404,25 @@ def test_an_extended_plan_says_so(tmp_path: Path) -> None:
     text = html(tmp_path)
     assert f"2026-11-25: from 2 to 3 seeds. The plan before had the hash <code>{before.hash}</code>" in text
     assert "The plan has not been extended" not in text
+
+
+def test_runs_that_were_begun_before_the_plan_are_reported_as_a_description(tmp_path: Path) -> None:
+    plan = planned(6)
+    write_matrix(tmp_path, plan, rows=20, effect=dict.fromkeys(plan.games, 3.0))
+    for file in list(tmp_path.glob("zoo-v4/*/*/seed-3/run.json")):
+        write_json(file, {**json.loads(file.read_text()), "plan": None})
+    assert main([str(tmp_path)]) == 0
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "Not all planned." in text
+        assert "not all of which were planned: a description, not a verdict" in text
+        for claim in (
+            "written down before any run",
+            "each run carries it",
+            "decided before any run",
+            "ends better than",
+        ):
+            assert claim not in text
 
 
 def test_runs_without_a_plan_are_reported_as_a_description(tmp_path: Path) -> None:
