@@ -335,6 +335,12 @@ def test_dqn_runs_from_end_to_end_and_its_schedule_ends_where_it_should(tmp_path
     model = DQN.load(folder.export_file, device="cpu")
     assert model._n_updates == 126  # (600 - 96) / 4: all of the eight transitions with which learning starts
     assert len(read_rows(folder.evaluations_file)) == 1
+    loaded: Any = coordrl.load(folder.path, device="cpu")  # without the memory, until it learns on
+    assert (loaded.buffer_size, loaded.replay_buffer) == (500, None)
+    loaded.learn(40, reset_num_timesteps=False)
+    assert loaded.replay_buffer.buffer_size == 500
+    assert loaded.replay_buffer.transitions == 40
+    loaded.get_env().close()
 
 
 @pytest.mark.slow
