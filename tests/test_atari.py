@@ -1271,8 +1271,15 @@ env.close()
 """
 
 
-@pytest.mark.parametrize("kind", ["one", "divided"])
-@pytest.mark.parametrize("then", ["step", "reset"])
+@pytest.mark.parametrize(
+    ("kind", "then"),
+    [
+        ("one", "step"),
+        ("divided", "reset"),
+        pytest.param("one", "reset", marks=pytest.mark.slow),
+        pytest.param("divided", "step", marks=pytest.mark.slow),
+    ],
+)
 def test_after_ctrl_c_in_mid_step_the_games_go_on(kind: str, then: str) -> None:
     """Ctrl-C comes while C++ emulates, as good as always, and Python hears of it when the results are there."""
     words = [sys.executable, "-c", INTERRUPTED, kind, then]

@@ -287,7 +287,10 @@ def test_a_run_that_was_made_alone_counts_and_is_said(tmp_path: Path) -> None:
     change(plan.runs[0].path(tmp_path) / "run.json", lambda data: data.update(plan=None))
     evidence = read_evidence(tmp_path)
     assert evidence.missing == ()
-    assert evidence.notes == ("1 run without the plan's hash: started one by one, with the same spec.",)
+    assert evidence.unplanned == (next(iter(evidence.runs.values())),)
+    assert not evidence.decided
+    (note,) = evidence.notes
+    assert note.startswith("1 run without the plan's hash: begun one by one, with the same spec")
 
 
 def test_a_run_with_other_settings_than_planned_is_refused(tmp_path: Path) -> None:

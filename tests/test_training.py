@@ -20,6 +20,7 @@ import torch
 from stable_baselines3 import A2C, DQN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import coordrl
 from coordrl.console import ProgressLine
 from coordrl.files import read_rows
 from coordrl.results import RunFolder
