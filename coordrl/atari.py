@@ -94,6 +94,7 @@ class AtariVecEnv(WholeVecEnv):
         self._sent: list[None] = []
         self._strengths = np.ones(n_envs, dtype=np.float32)  # of paddles; none is analogue here
         self._received: list[Any] = []
+        self._digested = True  # the bookkeeping of what came back is done
         self._ready = False  # reset at least once
         self._journal = None if reseed_every is None else Journal(n_envs, reseed_every)
         self._is_replaying = False  # on the way to a saved state: nothing is noted
@@ -106,6 +107,8 @@ class AtariVecEnv(WholeVecEnv):
         self.action_meanings: tuple[str, ...] = tuple(action.name for action in emulators.ale.get_action_set())
         self._fires = self.protocol.fire and self.action_meanings[1:2] == ("FIRE",) and len(self.action_meanings) > 2
         self._fire_stage = np.full(n_envs, len(_FIRE_SEQUENCE))  # how much of the sequence has been sent
+        self._next_stage = self._fire_stage  # the same after the step under way
+        self._chosen = np.zeros(n_envs, dtype=np.int64)  # the actions of that
         self._lives = np.zeros(n_envs, dtype=np.int32)
         self._returns = np.zeros(n_envs, dtype=np.float64)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
@@ -120,7 +123,7 @@ class AtariVecEnv(WholeVecEnv):
 
     def reset(self) -> NDArray[np.uint8]:
         """Start a new game everywhere and return the observations, (n_envs, 4, 84, 84)."""
-        self.drop_step()  # the C++ queue would mix its results with the reset's
+        self._forget_step()
         given = None if self._seeds[0] is None else [seed for seed in self._seeds if seed is not None]
         seeds = None if given is None else np.array(given, dtype=np.int32)
         if self._journal is not None:
@@ -163,27 +166,38 @@ class AtariVecEnv(WholeVecEnv):
         """
         if self._is_waiting():  # two threads would emulate one game, and step_wait would lag a step behind for ever
             raise RequestError("step_async was called twice; call step_wait in between")
+        self.drop_step()
         if not self._ready:
-            raise RequestError("the environments were never reset; call reset before the first step")
+            raise RequestError(
+                "the environments were never reset; call reset before the first step, and after an interruption"
+            )
         # ale-py hangs for ever on an action outside the set, so the check comes before the sending.
         sent = check_actions(actions, self.num_envs, len(self.action_meanings), self.game)
-        if self._journal is not None and not self._is_replaying:
-            self._journal.note(sent)
-        self._replaced[:] = 0
+        self._chosen, self._replaced[:], self._next_stage = sent, 0, self._fire_stage.copy()
         if self._fires:
             for stage, action in enumerate(_FIRE_SEQUENCE):
                 self._replaced[self._fire_stage == stage] = action
-            self._fire_stage += self._fire_stage < len(_FIRE_SEQUENCE)
+            self._next_stage += self._fire_stage < len(_FIRE_SEQUENCE)
             sent = np.where(self._replaced > 0, self._replaced, sent)
         self._sent.clear()
         self._received.clear()
+        self._digested = False
         self._sent.extend(starmap(self._ale.ale.send, ((sent, self._strengths),)))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Return observations, rewards, dones and infos of the step under way, in SB3's form."""
-        if not self._is_waiting():
+        if not self._sent or self._digested:
             raise RequestError("step_wait was called without step_async before it")
-        observations, scores, terminated, truncated, info = self._receive()
+        self._receive()
+        return self._digest()
+
+    def _digest(self) -> VecEnvStepReturn:
+        """Do the bookkeeping of a step whose results have come."""
+        observations, scores, terminated, truncated, info = self._received[0]
+        self._ready = False  # who interrupts this has to reset
+        if self._journal is not None and not self._is_replaying:
+            self._journal.note(self._chosen)
+        self._fire_stage = self._next_stage
         lives = info["lives"]  # after a game's end: already those of the next game
         game_over = terminated | truncated
         # As SB3: a count of 0 lives without a game over happens for a few frames in Qbert.
@@ -214,20 +228,31 @@ class AtariVecEnv(WholeVecEnv):
                 observations = self._reset_some(due, seeds)
                 for index in due:
                     infos[index]["lives"] = int(self._lives[index])
+        self._digested = True
+        self._ready = True
         return observations, rewards, ends_episode, infos
 
     def drop_step(self) -> None:
-        """Let a step that is under way come to nothing, if one is."""
+        """Finish a step that was interrupted, if one was: its games have gone on, and its results are nobody's."""
+        if self._sent and not self._digested and self._ready:
+            self._receive()
+            self._digest()
+
+    def _forget_step(self) -> None:
+        """Have no step under way; the C++ queue would mix its results with a reset's."""
         if self._is_waiting():
             self._receive()
+        self._sent.clear()
+        self._received.clear()
 
     def _is_waiting(self) -> bool:
         """Whether a step is under way."""
         return bool(self._sent) and not self._received
 
     def _receive(self) -> Any:
-        """Wait for the results of the step under way."""
-        self._received.extend(starmap(self._ale.ale.recv, ((),)))
+        """Wait for the results of the step under way, if they have not come."""
+        if not self._received:
+            self._received.extend(starmap(self._ale.ale.recv, ((),)))
         return self._received[0]
 
     def save_games(self) -> Games | None:
@@ -238,6 +263,7 @@ class AtariVecEnv(WholeVecEnv):
         """
         if self._is_waiting():
             raise RequestError("save_games was called between step_async and step_wait; call it between two steps")
+        self.drop_step()
         if self._journal is None or not self._ready:
             return None
         return self._journal.save(self._facts())
@@ -250,7 +276,7 @@ class AtariVecEnv(WholeVecEnv):
         """
         if self._journal is None:
             return super().load_games(games, on_step)
-        self.drop_step()
+        self._forget_step()
         self._ready = False
         every = self._journal.reseed_every
         self._journal.load(games, len(self.action_meanings))
@@ -304,7 +330,8 @@ class AtariVecEnv(WholeVecEnv):
 
     def close(self) -> None:
         """Stop the emulator's threads; a second call does nothing."""
-        self.drop_step()
+        if self._owned:
+            self._forget_step()
         self._free()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:

@@ -136,8 +136,9 @@ class DQN(stable_baselines3.DQN):
             self.policy_kwargs = _fuse(self.policy_kwargs)
         self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)  # SB3 writes into them, and they are the user's
         super()._setup_model()
-        self.policy_kwargs, self.replay_buffer_kwargs = given
+        self.policy_kwargs = given[0]
         if isinstance(self.replay_buffer, FrameReplayBuffer):
+            self.replay_buffer_kwargs = given[1]  # SB3's own memories are loaded with what SB3 has written there
             self.replay_buffer_class = FrameReplayBuffer
             self._chose_memory = asked is None
 
@@ -475,7 +476,11 @@ class DQN(stable_baselines3.DQN):
 
         coordrl's extractors see to that themselves, and anybody's own may not take it.
         """
-        if self.fast and isinstance(images, Tensor) and isinstance(self.q_net.features_extractor, NatureCNN):
+        if (
+            self.fast
+            and isinstance(images, Tensor)
+            and isinstance(getattr(self.q_net, "features_extractor", None), NatureCNN)
+        ):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 

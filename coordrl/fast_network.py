@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.torch_layers import MlpExtractor, NatureCNN
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
@@ -85,6 +85,8 @@ def unsuitable(policy: ActorCriticPolicy) -> str | None:
     if policy.device.type != "cpu":
         return f"the device is {policy.device}"
     layers = policy.mlp_extractor
+    if type(layers) is not MlpExtractor:
+        return f"the layers between extractor and heads are a {type(layers).__name__}"
     if not policy.share_features_extractor or len(layers.policy_net) + len(layers.value_net) > 0:
         return "there are layers between extractor and heads"
     if not isinstance(policy.action_space, spaces.Discrete) or policy.action_space.start != 0 or policy.use_sde:

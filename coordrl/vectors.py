@@ -84,7 +84,7 @@ class WholeVecEnv(VecEnv):
             raise
 
     def drop_step(self) -> None:
-        """Let a step that is under way come to nothing, if one is."""
+        """Finish a step that was interrupted, if one was; its results are nobody's."""
 
     def save_games(self) -> Games | None:
         """Return the state of the games between two steps; None if it is not kept."""

@@ -610,6 +610,24 @@ def test_what_takes_no_weights_is_noticed_too(change: Any, reason: str) -> None:
     assert model.learn(5).path == f"general: {reason}"
 
 
+def test_layers_of_a_users_own_between_extractor_and_heads_are_used() -> None:
+    class Own(nn.Module):
+        latent_dim_pi = latent_dim_vf = 512
+
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.forward_actor(features), self.forward_critic(features)
+
+        def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+            return features / 2
+
+        def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
+            return features / 3
+
+    model = A2C("CnnPolicy", Pictures(), seed=0, device="cpu")
+    model.policy.mlp_extractor = Own()
+    assert model.learn(5).path == "general: the layers between extractor and heads are a Own"
+
+
 def test_gradients_and_values_that_somebody_keeps_stay_what_they_were() -> None:
     class Keep(BaseCallback):
         def __init__(self) -> None:

@@ -1257,7 +1257,13 @@ import numpy as np
 from coordrl import AtariVecEnv, DividedVecEnv
 
 kind, then = sys.argv[1:]
-env = AtariVecEnv("Breakout", 8, seed=0, num_threads=1) if kind == "one" else DividedVecEnv("Breakout", 8, seed=0, workers=2)
+
+def make():
+    if kind == "one":
+        return AtariVecEnv("Breakout", 8, seed=0, num_threads=1, reseed_every=10000)
+    return DividedVecEnv("Breakout", 8, seed=0, workers=2, reseed_every=10000)
+
+env = make()
 env.reset()
 actions = np.ones(8, dtype=np.int64)
 for _ in range(5):
@@ -1266,8 +1272,14 @@ for _ in range(5):
         while True:
             env.step(actions)
     except KeyboardInterrupt:
-        env.step(actions) if then == "step" else env.reset()
+        if env.save_games() is None or then == "reset":  # there is none where the bookkeeping was interrupted
+            env.reset()
+        observations = env.step(actions)[0]
+again = make()
+again.reset()
+np.testing.assert_array_equal(again.load_games(env.save_games()), observations)
 env.close()
+again.close()
 """
 
 
@@ -1281,7 +1293,10 @@ env.close()
     ],
 )
 def test_after_ctrl_c_in_mid_step_the_games_go_on(kind: str, then: str) -> None:
-    """Ctrl-C comes while C++ emulates, as good as always, and Python hears of it when the results are there."""
+    """Ctrl-C comes while C++ emulates, as good as always, and Python hears of it when the results are there.
+
+    What was emulated then is part of the games: what is saved of them can be loaded.
+    """
     words = [sys.executable, "-c", INTERRUPTED, kind, then]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr

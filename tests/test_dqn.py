@@ -675,6 +675,37 @@ def test_a_fast_model_is_loaded_with_the_arguments_that_it_was_made_with(tmp_pat
     assert given == {"net_arch": [8]}
 
 
+def test_a_model_with_sb3s_own_memory_keeps_its_numbers_when_it_is_loaded(tmp_path: Path) -> None:
+    DQN("MlpPolicy", Chain(), n_steps=5, gamma=0.9, device="cpu").save(tmp_path / "model")
+    for kind in (DQN, stable_baselines3.DQN):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SB3's, that a class was given: its own
+            memory: Any = kind.load(tmp_path / "model", device="cpu").replay_buffer
+        assert (type(memory), memory.n_steps, memory.gamma) == (NStepReplayBuffer, 5, 0.9)
+
+
+def test_fast_takes_a_network_of_a_users_own() -> None:
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(5, 2)
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.linear(observations)
+
+        def _predict(self, observations: torch.Tensor, deterministic: bool = True) -> torch.Tensor:
+            return self(observations).argmax(dim=1)
+
+        def set_training_mode(self, mode: bool) -> None:
+            self.train(mode)
+
+    class Own(DQNPolicy):
+        def make_q_net(self) -> Any:
+            return Plain()
+
+    assert DQN(Own, Chain(), fast=True, device="cpu", learning_starts=8, buffer_size=50).learn(40)._n_updates > 0
+
+
 @pytest.mark.parametrize(
     ("made", "loaded", "complaint"),
     [
