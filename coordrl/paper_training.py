@@ -215,7 +215,8 @@ def score(task: str, output: NDArray[np.float32], places: Integers) -> tuple[Val
     """
     if task == "rendering":
         painted, true = output[:, 0] > 0, draw_squares(places)[:, 0] > 0
-        iou: Values = (painted & true).sum(axis=(1, 2)) / (painted | true).sum(axis=(1, 2))
+        both, either = (mask.sum(axis=(1, 2)) for mask in (painted & true, painted | true))
+        iou: Values = both / either
         return iou, 1 - iou
     if task == "classification":
         numbers = output.reshape(len(places), -1).argmax(axis=1)
@@ -223,6 +224,6 @@ def score(task: str, output: NDArray[np.float32], places: Integers) -> tuple[Val
     else:
         found = denormalise(output)
     off = found - places  # pixels
-    hits: Values = (np.abs(off) <= 0.5).all(axis=1).astype(np.float64)
-    distances: Values = np.sqrt(np.square(off).sum(axis=1))
+    hits: Values = np.asarray(np.abs(off).max(axis=1) <= 0.5, dtype=np.float64)
+    distances: Values = np.asarray(np.hypot(off[:, 0], off[:, 1]), dtype=np.float64)
     return hits, distances
