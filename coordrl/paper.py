@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from coordrl.console import Count, Name, OptionalCount, parse_arguments, run_command, tell
-from coordrl.errors import RequestError
+from coordrl.errors import RequestError, ResumableError
 from coordrl.faults import arm_from_environment
 from coordrl.files import check_name
 from coordrl.paper_results import PaperFolder, describe_result
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _paper(arguments: PaperArguments, command: str) -> int:
-    """Train what is missing, and print the table."""
+    """Train, unless that is done already, and print the table."""
     arms = arguments.arms.split(",")
     spec = specify(arguments.task, arguments.split, arms, arguments.seed, arguments.epochs)
     check_device_name(arguments.device)
@@ -82,18 +82,24 @@ def _paper(arguments: PaperArguments, command: str) -> int:
             print(f"{out} is finished; its picture is {folder.picture_stem}.png")
             print("\n".join(describe_result(result)))
             return 0
-    with RunFolder(out).lock():
-        begun = folder.check(spec)
-        if folder.read_result(spec) is not None:
-            raise RequestError(f"{out} was finished by another process just now; the same command prints its table")
-        tune()  # before torch is imported
-        with ended_by_interrupt():
-            from coordrl.paper_course import Course  # torch, SB3 and matplotlib: seconds to import
+    tune()  # before torch is imported
+    with ended_by_interrupt():
+        from coordrl.paper_course import Course  # torch, SB3 and matplotlib: seconds to import
 
-            course = Course(spec, folder, arguments.device, command)
-        if begun:
+        course = Course(spec, folder, arguments.device, command)
+    with RunFolder(out).lock():
+        if folder.check(spec):
+            if folder.read_result(spec) is not None:
+                raise RequestError(f"{out} was finished by another process just now; the same command prints its table")
             tell(f"{out} was begun and not finished; it begins anew")
-        result = course.run()
+        try:
+            result = course.run()
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise ResumableError(
+                f"reading or writing in {out} failed{where}: {error.strerror or error}; mend that, and the same command"
+                " begins anew"
+            ) from error
     print("\n".join(describe_result(result)))
     print(f"picture: {folder.picture_stem}.png")
     return 0

@@ -68,9 +68,15 @@ class Course:
                     if signals.received:
                         break
             result = self._write()
-            if signals.received:
+            if signals.received and not self._finished:
                 raise StoppedError(self._describe_stop(lesson), signals.received)
         return result
+
+    @property
+    def _finished(self) -> bool:
+        """Whether every arm was trained to its end."""
+        ends = [self._ends.get(arm) for arm in self._spec.rates]
+        return all(end is not None and end["updates"] == end["total"] for end in ends)
 
     def _train(self, lesson: Lesson, line: ProgressLine, signals: StopSignals) -> None:
         """Train one arm until its end or a signal, and measure it at every position."""
@@ -117,10 +123,7 @@ class Course:
         replace_data(folder.positions_file, _table(self._split.test, self._scores).encode())
         errors = {arm: scores.errors for arm, scores in self._scores.items()}
         save_picture(folder.picture_stem, self._spec, self._split, rows, errors, self._ends)
-        finished = all(arm in self._ends for arm in self._spec.rates) and all(
-            end["updates"] == end["total"] for end in self._ends.values()
-        )
-        write_json(folder.result_file if finished else folder.stopped_file, result)
+        write_json(folder.result_file if self._finished else folder.stopped_file, result)
         return result
 
     def _describe_stop(self, lesson: Lesson) -> str:

@@ -25,6 +25,7 @@ from coordrl.paper_networks import build_network, count_parameters
 from coordrl.paper_results import PaperFolder, describe_result, percent
 from coordrl.paper_tasks import PaperSpec, specify
 from coordrl.paper_training import Lesson, curve_points, score
+from coordrl.results import RunFolder
 from coordrl.squares import denormalise, draw_pixels, draw_squares, normalise, pixel_numbers, positions, split
 
 CPU = torch.device("cpu")
@@ -302,7 +303,15 @@ def test_a_full_disk_ends_with_74(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main([*SHORT, "--arms", "plain", "--out", str(tmp_path)]) == 74
     finally:
         faults.arm(None)
-    assert "No space left on device" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert "No space left on device; mend that, and the same command begins anew" in complaint
+
+
+def test_a_folder_that_another_process_holds_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder(tmp_path).lock():
+        assert main([*SHORT, "--out", str(tmp_path)]) == 75
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_the_command_runs_as_a_user_starts_it(tmp_path: Path) -> None:
