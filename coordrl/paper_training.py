@@ -34,7 +34,8 @@ from coordrl.squares import (
 )
 
 _BETAS = (0.9, 0.99)
-_POINTS = 16  # of a curve
+_POINTS = 16  # of a curve, at most
+_APART = 20  # updates for each point, at least; measuring would take longer than training
 _FIRST = 10  # updates before the first of them
 _SAMPLE = 4  # a curve measures every fourth position of those trained on
 _AT_ONCE = 64  # positions that are measured in one batch
@@ -178,7 +179,8 @@ class Lesson:
 
 def curve_points(total: int) -> frozenset[int]:
     """Return the updates after which a curve has a point; the end of the training has its own."""
-    points = np.geomspace(min(_FIRST, total), total, _POINTS).round().astype(int).tolist()
+    count = max(1, min(_POINTS, total // _APART))
+    points = np.geomspace(min(_FIRST, total), total, count).round().astype(int).tolist()
     return frozenset(points) - {total}
 
 
