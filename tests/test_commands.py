@@ -90,7 +90,7 @@ def test_the_console_script_is_the_same_as_the_modules() -> None:
         ("coordrl.play nowhere", "nowhere is no run: it has no run.json"),
         ("coordrl.paper", "which task? classification, regression, rendering"),
         ("coordrl.paper clasification", 'no task "clasification"; did you mean classification?'),
-        ("coordrl.paper rendering --split quarter", 'no split "quarter"; there are uniform, quadrant'),
+        ("coordrl.paper rendering --split quarter", 'no split "quarter"; did you mean quadrant?'),
         ("coordrl.paper rendering --arms coord,", 'no arm ""; there are coord, plain'),
         ("coordrl.paper rendering --epochs 0", "--epochs is 0; it is a whole number from 1 to 100,000"),
         ("coordrl.paper rendering --seed -1", "--seed is -1"),
