@@ -85,7 +85,7 @@ class PaperFolder:
 
     def read_result(self, spec: PaperSpec) -> dict[str, Any] | None:
         """Return the result of this run if it is finished."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # whoever wrote it
             result = load_json(self.result_file)
             if parse_spec(result["spec"]) == spec:
                 describe_result(result)  # as whole as a table needs it

@@ -293,7 +293,10 @@ def test_a_damaged_result_is_none(tmp_path: Path) -> None:
     folder = PaperFolder(tmp_path)
     folder.begin(spec, {})
     assert folder.check(spec)
-    for text in ("{", "{}", json.dumps({"spec": json.loads((tmp_path / "run.json").read_text())["spec"]})):
+    spec_there = json.loads((tmp_path / "run.json").read_text())["spec"]
+    sizes = {"train": 1, "test": 1}
+    whole = [{"spec": spec_there}, {"spec": spec_there, "sizes": sizes, "arms": []}]
+    for text in ("{", "{}", *map(json.dumps, whole)):
         folder.result_file.write_text(text)
         assert folder.read_result(spec) is None
 
