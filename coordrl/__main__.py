@@ -16,6 +16,7 @@ _COMMANDS = {
     "evaluate": "score a trained agent over whole games",
     "board": "show a whole comparison in TensorBoard",
     "play": "make a video of a trained agent",
+    "paper": "train the toy tasks of the CoordConv paper, with CoordConv and without",
 }
 
 _USAGE = "\n".join(

@@ -16,6 +16,7 @@ from coordrl.compare import CompareArguments
 from coordrl.console import ProgressLine, _count, format_seconds, parse_arguments, time_left
 from coordrl.errors import RequestError
 from coordrl.evaluate import EvaluateArguments
+from coordrl.paper import PaperArguments
 from coordrl.play import PlayArguments
 from coordrl.report import ReportArguments
 from coordrl.results import RunFolder
@@ -26,7 +27,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "play"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "play", "paper"])
 def test_help_teaches_with_examples_and_exits_with_0(command: str) -> None:
     done = run(f"coordrl.{command}", "--help")
     assert done.returncode == 0
@@ -36,7 +37,15 @@ def test_help_teaches_with_examples_and_exits_with_0(command: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [BoardArguments, CompareArguments, EvaluateArguments, PlayArguments, ReportArguments, TrainArguments],
+    [
+        BoardArguments,
+        CompareArguments,
+        EvaluateArguments,
+        PaperArguments,
+        PlayArguments,
+        ReportArguments,
+        TrainArguments,
+    ],
 )
 def test_help_shows_no_empty_default(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -79,6 +88,13 @@ def test_the_console_script_is_the_same_as_the_modules() -> None:
         ("coordrl.evaluate nowhere", "nowhere is no run: it has no run.json"),
         ("coordrl.evaluate nowhere --episodes 0", "--episodes is 0"),
         ("coordrl.play nowhere", "nowhere is no run: it has no run.json"),
+        ("coordrl.paper", "which task? classification, regression, rendering"),
+        ("coordrl.paper clasification", 'no task "clasification"; did you mean classification?'),
+        ("coordrl.paper rendering --split quarter", 'no split "quarter"; did you mean quadrant?'),
+        ("coordrl.paper rendering --arms coord,", 'no arm ""; there are coord, plain'),
+        ("coordrl.paper rendering --epochs 0", "--epochs is 0; it is a whole number from 1 to 100,000"),
+        ("coordrl.paper rendering --seed -1", "--seed is -1"),
+        ("coordrl.paper rendering --device gpu", 'no device "gpu"; there are auto, cpu and cuda'),
     ],
 )
 def test_a_mistake_gets_one_clear_line_and_exit_code_2(words: str, complaint: str) -> None:
