@@ -25,6 +25,7 @@ from coordrl.paper_networks import build_network, count_parameters
 from coordrl.paper_results import PaperFolder, describe_result, percent
 from coordrl.paper_tasks import PaperSpec, specify
 from coordrl.paper_training import Lesson, curve_points, score
+from coordrl.process import tune
 from coordrl.results import RunFolder
 from coordrl.squares import denormalise, draw_pixels, draw_squares, normalise, pixel_numbers, positions, split
 
@@ -338,19 +339,9 @@ def test_the_command_runs_as_a_user_starts_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "split_name", "epochs"),
-    [("classification", "uniform", 1), ("classification", "quadrant", 1), ("rendering", "uniform", 1)],
-)
-def test_with_coordinates_a_network_learns_where_a_pixel_is(task: str, split_name: str, epochs: int) -> None:
-    spec = specify(task, split_name, ["coord"], 0, epochs)
-    lesson = Lesson(spec, "coord", CPU)
-    lesson.learn(lambda: False, lambda row: None)
-    assert lesson.row(lesson.measure())["test"]["hits"] > 0.95
-
-
-@pytest.mark.slow
-def test_with_coordinates_a_network_learns_to_say_where_a_pixel_is() -> None:
-    lesson = Lesson(specify("regression", "quadrant", ["coord"], 0, 10), "coord", CPU)
+@pytest.mark.parametrize(("task", "epochs"), [("classification", 1), ("regression", 3)])
+def test_with_coordinates_a_network_learns_within_a_few_epochs(task: str, epochs: int) -> None:
+    tune()  # as the command does: without it half of the time goes into giving memory back to the system
+    lesson = Lesson(specify(task, "uniform", ["coord"], 0, epochs), "coord", CPU)
     lesson.learn(lambda: False, lambda row: None)
     assert lesson.row(lesson.measure())["test"]["hits"] > 0.95
